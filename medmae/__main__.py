@@ -1,0 +1,7 @@
+"""``python -m medmae``: the command line, also under torchrun."""
+
+import sys
+
+from medmae.cli import main
+
+sys.exit(main())

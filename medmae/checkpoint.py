@@ -1,0 +1,278 @@
+"""Model folders: the thing users share.
+
+A folder holds ``model.safetensors``, ``config.json`` (method, resolved recipe, what the data looked like, license,
+citation) and ``README.md`` (the card). Nothing in it is pickled. Loading is strict and returns a report of what was
+used; a difference between file and network is an error unless it was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from medmae import __version__
+from medmae.core.card import Card
+from medmae.core.errors import CheckpointError
+from medmae.core.method import Method
+from medmae.find import find
+
+FORMAT = 1
+WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a file and of a network.
+
+    Attributes:
+        used: names copied as they are.
+        missing: names the network has and the file lacks.
+        unused: names the file has and the network lacks.
+        resized: names whose shapes differ, with both shapes.
+        fresh: missing names that were expected to be missing (a sequence that was added).
+    """
+
+    used: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.used)} tensors used"]
+        for kind in ("fresh", "missing", "unused", "resized"):
+            names = getattr(self, kind)
+            if names:
+                more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+                lines.append(f"{len(names)} {kind}: {', '.join(names[:8])}{more}")
+        return "; ".join(lines)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A method with its weights, and what its folder says of it."""
+
+    method: Method
+    config: dict[str, Any]
+    report: LoadReport = field(default_factory=LoadReport)
+
+
+def load_state(
+    module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True, fresh: Sequence[str] = ()
+) -> LoadReport:
+    """Copy tensors into a network by name.
+
+    Args:
+        module: the network.
+        state: tensors by name.
+        strict: refuse any difference.
+        fresh: parts of names (between dots) that the file need not have and the network may not have any more.
+
+    Raises:
+        CheckpointError: strict, and a tensor is missing, unused or of another shape; the message names them.
+    """
+    own = module.state_dict()
+    shared = [k for k in own if k in state]
+    used = [k for k in shared if state[k].shape == own[k].shape]
+    resized = [f"{k} {tuple(state[k].shape)} -> {tuple(own[k].shape)}" for k in shared if k not in set(used)]
+    new = [k for k in own if k not in state]
+    expected = [k for k in new if set(k.split(".")) & set(fresh)]
+    unused = [k for k in state if k not in own and not set(k.split(".")) & set(fresh)]
+    report = LoadReport(
+        tuple(used), tuple(k for k in new if k not in expected), tuple(unused), tuple(resized), tuple(expected)
+    )
+    if strict and (report.missing or report.unused or report.resized):
+        raise CheckpointError(f"the checkpoint does not fit this network: {report}")
+    with torch.no_grad():
+        for name in used:
+            own[name].copy_(state[name])
+    return report
+
+
+def save_model(
+    folder: str | Path,
+    method: Method,
+    *,
+    name: str,
+    recipe: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write a model folder; an existing one is replaced file by file, each atomically, the weights first.
+
+    Args:
+        folder: where to.
+        method: the trained method.
+        name: its name in the registry.
+        recipe: its resolved arguments (``Found.recipe``).
+        about: further entries of the config: ``data`` (``Source.describe()``), ``training``, ``license`` of the data.
+        state: weights to save in place of the method's own (an average of them).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = find(name).card
+    weights = {key: value.detach().cpu().contiguous() for key, value in (state or method.state_dict()).items()}
+    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    config = {
+        "medmae": __version__,
+        "format": FORMAT,
+        "method": name,
+        "recipe": dict(recipe),
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "weights_sha256": file_hash(folder / WEIGHTS),
+        "method_license": card.license,
+        "citation": [line for line in (card.citation,) if line],
+        **(about or {}),
+    }
+    text = json.dumps(config, indent=2, sort_keys=False, default=str)
+    write_atomically(folder / CONFIG, lambda path: Path(path).write_text(text + "\n", "utf-8"))
+    write_atomically(folder / README, lambda path: Path(path).write_text(_readme(config, card), "utf-8"))
+    return folder
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config of a model folder, or of the ``model`` folder inside a run folder.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or a newer version wrote it.
+    """
+    path = model_folder(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as the config of a model folder: {error}") from error
+    if not isinstance(config, dict) or "method" not in config or "recipe" not in config:
+        raise CheckpointError(f"{path} is not the config of a model folder: it names no method and recipe")
+    if config.get("format", 0) > FORMAT:
+        raise CheckpointError(f"{path} has format {config['format']}; this medmae reads up to {FORMAT}: upgrade medmae")
+    return config
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The model folder itself, given it or its run folder.
+
+    Raises:
+        CheckpointError: neither holds a config and weights.
+    """
+    folder = Path(folder)
+    for candidate in (folder, folder / "model"):
+        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
+            return candidate
+    what = "does not exist" if not folder.exists() else f"holds no {CONFIG} and {WEIGHTS} (nor does its model/ folder)"
+    raise CheckpointError(
+        f"{folder} {what}; give the model folder that `medmae pretrain` wrote, for example runs/NAME/model"
+    )
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    size: Sequence[int] | None = None,
+    sequences: Sequence[str] | None = None,
+    strict: bool = True,
+) -> Loaded:
+    """Build the method of a model folder and load its weights.
+
+    Args:
+        folder: model folder or run folder.
+        size: another window size than the one trained with; must be a multiple of the patch.
+        sequences: other sequences: those the model does not know start fresh, those left out are dropped, the rest
+            is kept.
+        strict: refuse any other difference between file and network.
+
+    Raises:
+        CheckpointError: the folder is not a model folder, or its weights do not fit its recipe.
+        UsageError: the recipe cannot be built.
+    """
+    folder, config = model_folder(folder), read_config(folder)
+    recipe = dict(config["recipe"])
+    known = list(recipe.get("sequences", ()))
+    fresh: set[str] = set()
+    if size is not None:
+        recipe["size"] = list(size)
+    if sequences is not None:
+        if "sequences" not in recipe:
+            raise CheckpointError(f"{config['method']} has no named sequences, so none can be added or dropped")
+        fresh = set(sequences) ^ set(known)
+        recipe["sequences"] = list(sequences)
+    method = find(config["method"]).build(**recipe)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}; copy the file again") from error
+    report = load_state(method, state, strict=strict, fresh=tuple(fresh))
+    return Loaded(method.eval(), {**config, "recipe": recipe}, report)
+
+
+def from_pretrained(folder: str | Path, **options: Any) -> Method:
+    """The method of a model folder with its weights, in evaluation mode; see :func:`load_model` for the options."""
+    return load_model(folder, **options).method
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary path)`` in the same folder, then move the result into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _readme(config: Mapping[str, Any], card: Card) -> str:
+    """The model card."""
+    data = config.get("data", {})
+    recipe = config["recipe"]
+    lines = [
+        f"# {config['method']}",
+        "",
+        f"Pre-trained with medmae {config['medmae']}. Method: {card.title} ({card.paper}, {card.year}).",
+        "",
+        f"- parameters: {config['parameters']:,}",
+        f"- sequences: {', '.join(recipe.get('sequences', ())) or 'not named'}",
+        f"- window: {recipe.get('size')}, patch: {recipe.get('patch')}",
+        f"- preprocessing: `{json.dumps(data.get('preprocess', {}))}`",
+        f"- license of the data: {config.get('license') or data.get('license') or 'not stated'}",
+        f"- license of the method's reference: {card.license}",
+        "",
+        "```python",
+        "from medmae.checkpoint import from_pretrained",
+        'method = from_pretrained("this/folder")',
+        "```",
+        "",
+        "```sh",
+        "medmae reconstruct --checkpoint this/folder --t1n a.nii.gz --t2w b.nii.gz --target t1c --out c.nii.gz",
+        "```",
+        "",
+        "Reconstructed images are synthetic and must not be used for diagnosis.",
+        "",
+        "## Cite",
+        "",
+        *[f"- {line}" for line in config["citation"]],
+    ]
+    return "\n".join(lines) + "\n"

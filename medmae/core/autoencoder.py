@@ -1,0 +1,79 @@
+"""The generic step of a masked autoencoder.
+
+Most published methods are this step with other parts. A method that strains it writes its own step in its own file; the
+core is not widened for it.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from .grid import ModalityGrid
+from .loss import Distance, masked_mean
+from .method import Method
+from .sampling import MaskSampler
+from .tokens import Batch, MaskPlan, Tokens, take
+
+
+class Autoencoder(Method):
+    """Tokenize, hide, encode what is visible, decode where it is asked, compare.
+
+    Args:
+        tokenizer: what there is.
+        sampler: who is visible and who is asked for.
+        encoder: ``encoder(visible, full_layout) -> Encoded``.
+        decoder: ``decoder(encoded, queries) -> [b t *what]``.
+        target: what the answers are.
+        distance: how far off a guess is, per token.
+        reduce: what becomes of the means per modality: ``sum``, ``mean``, or None for one mean over all tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: ModalityGrid,
+        sampler: MaskSampler,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        target: nn.Module,
+        distance: Distance,
+        reduce: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.sequences = tokenizer.names
+        self.tokenizer, self.sampler, self.target = tokenizer, sampler, target
+        self.encoder, self.decoder = encoder, decoder
+        self.distance, self.reduce = distance, reduce
+
+    def plan(self, batch: Batch) -> MaskPlan:
+        """The plan that :meth:`forward` draws for this batch."""
+        return self.sampler(self.tokenizer(batch), self.keys(batch))
+
+    def guess(self, tokens: Tokens, plan: MaskPlan) -> Shaped[Tensor, "b t *what"]:
+        """What the decoder answers where the plan asks."""
+        ragged = tokens.layout.ragged or plan.ragged
+        visible = tokens.at(plan.visible, ragged=ragged)
+        queries = tokens.layout.at(plan.target, ragged=ragged)
+        return self.decoder(self.encoder(visible, tokens.layout), queries)
+
+    def forward(self, batch: Batch, plan: MaskPlan | None = None) -> dict[str, Tensor]:
+        """The reconstruction loss.
+
+        Args:
+            batch: named tensors.
+            plan: what to hide, in place of a draw.
+        """
+        tokens = self.tokenizer(batch)
+        truth = self.target(tokens)
+        plan = self.sampler(tokens, self.keys(batch)) if plan is None else plan
+        error = self.distance(self.guess(tokens, plan), take(truth, plan.target))
+        by = take(tokens.layout.modality, plan.target) if self.reduce else None
+        loss = masked_mean(error, plan.weights(), by=by, groups=len(self.sequences), reduce=self.reduce or "sum")
+        return {"reconstruction": loss}
+
+    def after_step(self) -> None:
+        """Let a teacher that follows the encoder follow it."""
+        follow = getattr(self.target, "follow", None)
+        if follow is not None:
+            follow(self.encoder)

@@ -1,0 +1,1 @@
+"""Methods for images: one published method per file."""

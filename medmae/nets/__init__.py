@@ -1,0 +1,1 @@
+"""Networks: tokens in, features out. None of them decides what is hidden."""

@@ -1,0 +1,167 @@
+"""The transformer block of this project.
+
+It is our own because the layouts of published checkpoints must be met exactly and for good: the blocks of other
+libraries have changed their parameters between releases.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection whose output factorizes as (3, heads, width of a head).
+
+    Args:
+        width: features per token; must be a multiple of ``heads``.
+        heads: attention heads.
+        qkv_bias: bias on the fused projection.
+        qk_norm: layer-normalize queries and keys per head.
+        eps: of those norms.
+        dropout: on the attention weights and on the output.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        eps: float = 1e-6,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.q_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 1 s"] | None = None) -> Float[Tensor, "b s d"]:
+        """Attend to every key that ``mask`` allows."""
+        b, s, d = x.shape
+        q, k, v = self.qkv(x).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(
+            self.q_norm(q), self.k_norm(k), v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        return F.dropout(self.proj(out.transpose(1, 2).reshape(b, s, d)), self.dropout, self.training)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear, with dropout after both."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.dropout = nn.Linear(width, hidden), nn.Linear(hidden, width), dropout
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        """Each token on its own."""
+        x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
+        return F.dropout(self.fc2(x), self.dropout, self.training)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per feature, small at first (CaiT)."""
+
+    def __init__(self, width: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), init))
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        """Scale."""
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop the whole branch of a sample, and scale the others up (Huang et al., 2016)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        """Drop in training, pass through otherwise."""
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        return x * torch.empty(len(x), 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep) / keep
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)).
+
+    Args:
+        width: features per token.
+        heads: attention heads.
+        mlp_ratio: hidden width of the MLP over the width.
+        eps: of the layer norms.
+        qkv_bias: bias on the fused projection.
+        qk_norm: normalize queries and keys.
+        dropout: on attention weights, attention output and in the MLP.
+        drop_path: probability of stochastic depth.
+        layer_scale: initial value of the learned factors, or None for none.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-6,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, eps=eps, dropout=dropout)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
+        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 1 s"] | None = None) -> Float[Tensor, "b s d"]:
+        """One block."""
+        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), mask)))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+class Stack(nn.ModuleList):
+    """Blocks one after the other, optionally recomputed in the backward pass, optionally tapped.
+
+    Args:
+        depth: number of blocks.
+        width: features per token.
+        heads: attention heads.
+        drop_path: probability at the last block; it grows linearly from zero.
+        options: further arguments of :class:`Block`.
+    """
+
+    def __init__(self, depth: int, width: int, heads: int, *, drop_path: float = 0.0, **options: object) -> None:
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        super().__init__(Block(width, heads, drop_path=rate, **options) for rate in rates)  # type: ignore[arg-type]
+        self.recompute = False
+
+    def forward(
+        self, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 1 s"] | None = None, *, tap: tuple[int, ...] = ()
+    ) -> tuple[Float[Tensor, "b s d"], dict[int, Tensor]]:
+        """The output, and the outputs of the blocks named in ``tap`` (from 0)."""
+        taps = {}
+        for i, block in enumerate(self):
+            if self.recompute and self.training:
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask)
+            if i in tap:
+                taps[i] = x
+        return x, taps

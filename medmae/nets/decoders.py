@@ -1,0 +1,140 @@
+"""Decoders: told where they are asked, never what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from medmae.core.tokens import TokenLayout, take
+
+from .block import Stack
+from .encoded import Encoded, attention_mask
+
+
+class JointDecoder(nn.Module):
+    """Plain self-attention over the full set, with one mask token wherever nothing was visible (MAE).
+
+    The encoder's prefix tokens come first, without a position. The head runs on what is asked for only. Missing tokens
+    are not attended to.
+
+    Args:
+        encoder_width: features per token that come in.
+        width: features per token inside.
+        depth: blocks.
+        heads: attention heads.
+        content: values per token that go out.
+        positions: coordinates to features of ``width``.
+        names: modalities with a learned embedding each; None for no embedding.
+        eps: of the layer norms.
+        options: further arguments of the blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        content: int,
+        positions: nn.Module,
+        names: Sequence[str] | None = None,
+        eps: float = 1e-6,
+        **options: object,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.positions = positions
+        self.names = None if names is None else tuple(names)
+        self.modality = nn.ParameterDict({name: nn.Parameter(torch.empty(width)) for name in names or ()})
+        for vector in self.modality.values():
+            nn.init.trunc_normal_(vector, std=0.02)
+        self.blocks = Stack(depth, width, heads, eps=eps, **options)  # type: ignore[arg-type]
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.head = nn.Linear(width, content)
+
+    def features(self, encoded: Encoded, queries: TokenLayout) -> Float[Tensor, "b t d"]:
+        """What the head reads: normalized features where the decoder is asked."""
+        layout = encoded.full
+        prefix = self.embed(encoded.prefix)
+        tokens = encoded.tokens.__class__(encoded.tokens.layout, self.embed(encoded.tokens.content))
+        x = tokens.onto(layout, self.mask_token).content
+        x = x + self.positions(layout.coords).to(x.dtype)
+        if self.names is not None:
+            x = x + torch.stack([self.modality[name] for name in self.names]).to(x.dtype)[layout.modality]
+        k = prefix.shape[1]
+        x, _ = self.blocks(torch.cat([prefix, x], 1), attention_mask(layout, k))
+        return self.norm(take(x[:, k:], queries.id))
+
+    def forward(self, encoded: Encoded, queries: TokenLayout) -> Shaped[Tensor, "b t what"]:
+        """Content of every query; rows of missing queries hold anything finite."""
+        return self.head(self.features(encoded, queries))
+
+
+class DetailDecoder(nn.Module):
+    """A decoder whose guess may borrow detail from other modalities at the same place.
+
+    A token of a few hundred numbers cannot carry thousands of voxels. Aligned sequences share their edges, so the guess is
+    what the inner decoder says plus a correction: a network of one hidden layer maps what the modalities show
+    at a voxel to that voxel, and its weights are written by the query. One layer of gains alone could only be linear in the
+    intensities, which tissue contrast is not. The correction starts at zero. Where a modality is hidden or missing its
+    voxels count as zero and the query is told so; only visible content is borrowed, so nothing leaks.
+
+    Args:
+        inner: a decoder with ``features`` and ``head``.
+        width: features per token of ``inner``.
+        names: modalities, in the order of the modality index, all cut by one grid.
+        hidden: units per voxel; memory grows with it. 0 leaves one gain per modality.
+    """
+
+    def __init__(self, inner: JointDecoder, *, width: int, names: Sequence[str], hidden: int = 8) -> None:
+        super().__init__()
+        self.inner, self.names, self.hidden = inner, tuple(names), hidden
+        m = len(self.names)
+        self.gain = nn.Linear(width + m, m)
+        nn.init.zeros_(self.gain.weight)
+        nn.init.zeros_(self.gain.bias)
+        if hidden:
+            self.into = nn.Linear(width + m, hidden * (m + 1))
+            self.out = nn.Linear(width + m, hidden)
+            nn.init.normal_(self.into.bias, std=m**-0.5)
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, encoded: Encoded, queries: TokenLayout) -> Shaped[Tensor, "b t what"]:
+        """Content of every query."""
+        features = self.inner.features(encoded, queries)
+        guess = self.inner.head(features)
+        shown, there = self._shown(encoded, queries)
+        shown, writer = shown.to(guess.dtype), torch.cat([features, there.to(features.dtype)], -1)
+        correction = (self.gain(writer) * there.to(guess.dtype))[..., None, :] @ shown
+        if self.hidden:
+            weight, bias = self.into(writer).unflatten(-1, (self.hidden, -1)).split([len(self.names), 1], -1)
+            correction = correction + self.out(writer)[..., None, :] @ torch.relu(weight @ shown + bias)
+        return guess + correction[..., 0, :]
+
+    def _shown(
+        self, encoded: Encoded, queries: TokenLayout
+    ) -> tuple[Shaped[Tensor, "b t m what"], Shaped[Tensor, "b t m"]]:
+        """What every modality shows at the place of each query (zero where it shows nothing), and which of them do."""
+        seen, length = encoded.seen, queries.total // len(self.names)
+        blank = torch.zeros((), dtype=seen.content.dtype, device=seen.content.device)
+        canvas = seen.onto(encoded.full, blank).content
+        place = queries.id.clamp_min(0) % length
+        columns = [place + i * length for i in range(len(self.names))]
+        marks = _marks(seen.layout)
+        there = torch.stack([marks.gather(1, column) for column in columns], -1)
+        return torch.stack([take(canvas, column) for column in columns], 2), there
+
+
+def _marks(layout: TokenLayout) -> Shaped[Tensor, "b total"]:
+    """One where a token of the full set is in ``layout``."""
+    b = len(layout.id)
+    column = torch.where(layout.id < 0, layout.total, layout.id)
+    marks = torch.zeros(b, layout.total + 1, device=column.device)
+    return marks.scatter(1, column, 1.0)[:, : layout.total]

@@ -1,0 +1,41 @@
+"""What an encoder hands to a decoder or a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from medmae.core.tokens import TokenLayout, Tokens
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features of the visible tokens.
+
+    Attributes:
+        tokens: features with the layout of the visible tokens.
+        prefix: tokens that stand for no place (cls, registers); outside the id space, so no index is ever shifted.
+        full: layout of the full set, the canvas of a decoder.
+        seen: the visible tokens as they came in, for decoders that pass detail through.
+        taps: features after chosen blocks, without the prefix.
+    """
+
+    tokens: Tokens
+    prefix: Float[Tensor, "b k d"]
+    full: TokenLayout
+    seen: Tokens
+    taps: dict[int, Tensor] = field(default_factory=dict)
+
+
+def attention_mask(layout: TokenLayout, prefix: int) -> Bool[Tensor, "b 1 1 s"] | None:
+    """Which keys may be attended to: every prefix token and every token that exists; None where that is all."""
+    if not layout.ragged:
+        return None
+    exists = layout.exists
+    mask = exists.new_ones(len(exists), prefix + exists.shape[1])
+    mask[:, prefix:] = exists
+    if prefix == 0:  # a row without any key would give NaN; let it attend to its first (ignored) token
+        mask[:, 0] |= ~exists.any(1)
+    return mask[:, None, None]

@@ -1,0 +1,1 @@
+"""Methods for 3-D medical volumes: one published method per file."""
