@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .random import dirichlet, mix, uniform
@@ -32,11 +32,13 @@ class Counts:
         per: wanted per sample and group (modality); one group where the budget does not tell them apart.
         total: exact number per sample; where it differs from the sum of ``per``, tokens are added or dropped at random.
         fixed: the same number for all samples, where it is known without looking at the data.
+        spare: groups from which tokens may be added at random; None for all of them.
     """
 
     per: Int[Tensor, "b g"]
     total: Int[Tensor, " b"]
     fixed: int | None
+    spare: Bool[Tensor, "b g"] | None = None
 
 
 Budget = Callable[[TokenLayout, Key], Counts]
@@ -116,9 +118,10 @@ def shares(value: float, *, modalities: int, alpha: float = 1.0, drop: float = 0
         if drop + complete > 0:
             kept = _proper_subset(existing > 0, key)
             kept = torch.where((chance < drop + complete)[:, None], kept, existing > 0)
+            subset = (kept != (existing > 0)).any(1)  # a patient with one sequence has none to hide whole
             existing = existing * kept
             if complete > 0:
-                total = torch.where(chance < complete, existing.sum(1), total)
+                total = torch.where((chance < complete) & subset, existing.sum(1), total)
             total = torch.minimum(total, existing.sum(1))
         keys = (key[:, None] + torch.arange(rounds, device=key.device) * _SALT).flatten()
         draws = dirichlet(keys, modalities, alpha=alpha, stream=SHARES).view(len(key), rounds, modalities)
@@ -129,7 +132,7 @@ def shares(value: float, *, modalities: int, alpha: float = 1.0, drop: float = 0
         first = fits.int().argmax(1)[:, None, None].expand(-1, 1, modalities)
         per = torch.minimum(wanted.gather(1, first)[:, 0].round().long(), existing)
         static = not layout.ragged and drop + complete == 0
-        return Counts(per, total, keep_count(layout.total, value) if static else None)
+        return Counts(per, total, keep_count(layout.total, value) if static else None, existing > 0)
 
     return budget
 
@@ -250,8 +253,11 @@ class MaskSampler(nn.Module):
         place = torch.arange(order.shape[1], device=order.device).expand_as(order)
         rank = torch.zeros_like(order).scatter(1, grouped, place) - start.gather(1, layout.modality)
         wanted = rank < counts.per.gather(1, layout.modality)
+        late = (~wanted).float()
+        if counts.spare is not None:  # hidden whole is hidden to the last token, whatever rounding leaves over
+            late = late + (~counts.spare.gather(1, layout.modality)).float()
         tie = uniform(key, order.shape[1], stream=TIE)
-        return (tie + (~wanted).float()).masked_fill(~layout.exists, torch.inf).argsort(dim=1, stable=True)
+        return (tie + late).masked_fill(~layout.exists, torch.inf).argsort(dim=1, stable=True)
 
 
 def _window(order: Int[Tensor, "b n"], start: Int[Tensor, " b"], count: Int[Tensor, " b"]) -> Int[Tensor, "b k"]:

@@ -1,8 +1,8 @@
 """Names of imaging sequences, known by name and never by channel order.
 
-Every cohort spells them differently (``t1ce``, ``T1Gd``, ``ce-gadolinium_T1w``); a model trained on one spelling must meet
-the same name in the next cohort. This table is plain strings so that every room may use it without importing anything.
-Names that are not in the table are legal: they are kept, spelled in lower case.
+Every cohort spells them differently (``t1ce``, ``T1Gd``, ``ce-gadolinium_T1w``); a model trained on one spelling
+must meet the same name in the next cohort. This table is plain strings so that every room may use it without
+importing anything. Names that are not in the table are legal: they are kept, spelled in lower case.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CANONICAL: dict[str, str] = {
 }
 """Canonical name -> what it is, in the order in which tables and models list them."""
 
-_SPELLINGS: dict[str, str] = {
+SPELLINGS: dict[str, str] = {
     "t1n": "t1 t1w t1pre t1_native t1w_pre t1_mprage mprage t1w_mprage spgr t1_spgr t1wi t1_weighted t1_unenhanced",
     "t1c": "t1ce t1gd t1_gd t1w_ce t1w_gd t1_post t1post t1w_post t1_c t1_ce t1c_w t1k t1_km t1_contrast t1ca t1cw "
     "ce_gadolinium_t1w ce_gd_t1w ce_t1w gd_t1w t1ce_w t1wce t1wgd t1wc t1_gad t1gad t1wks t1ks t1_postcontrast",
@@ -69,7 +69,7 @@ def squash(name: str) -> str:
 
 
 ALIASES: dict[str, str] = {
-    squash(spelling): name for name, line in _SPELLINGS.items() for spelling in (name, *line.split())
+    squash(spelling): name for name, line in SPELLINGS.items() for spelling in (name, *line.split())
 }
 """Squashed spelling -> canonical name."""
 

@@ -7,12 +7,14 @@ tokens; the plan picks from it afterwards, so a target never learns what is hidd
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from .grid import Grid
 from .tokens import Tokens
 
 
@@ -51,6 +53,53 @@ class Normalized(nn.Module):
         mean, divisor = self.scale(tokens.content)
         x = tokens.content.reshape(*tokens.content.shape[:-1], -1, self.channels)
         return ((x - mean) / divisor).flatten(-2)
+
+
+class Hog(nn.Module):
+    """Histograms of oriented gradients, normalized per cell (MaskFeat, section 3.2).
+
+    Gradients are central differences along the last two axes with mirrored borders; each voxel votes with its
+    magnitude for the two nearest of ``bins`` unsigned orientations. Earlier axes (depth, time) are pooled in the cell.
+
+    Args:
+        grid: how each image was cut; all modalities share it.
+        bins: orientations in [0, pi).
+        cell: edge of a cell in the last two axes; must divide the patch there.
+        eps: added to the norm of a histogram.
+
+    Raises:
+        ValueError: the grid has fewer than two axes, or the cell does not divide the patch.
+    """
+
+    def __init__(self, grid: Grid, *, bins: int = 9, cell: int = 8, eps: float = 1e-6) -> None:
+        super().__init__()
+        if len(grid.size) < 2 or any(p % cell for p in grid.patch[-2:]):
+            raise ValueError(f"cells of {cell} do not divide the last two axes of patch {grid.patch}")
+        self.grid, self.bins, self.cell, self.eps = grid, bins, cell, eps
+
+    @torch.no_grad()
+    def forward(self, tokens: Tokens) -> Float[Tensor, "b n what"]:
+        """Histograms of the cells of every token, one after the other: channel, cell row, cell column, bin."""
+        grid, cell = self.grid, self.cell
+        b, n = tokens.content.shape[:2]
+        image = grid.unpatchify(tokens.content.reshape(-1, grid.length, grid.content))
+        x = torch.nn.functional.pad(image.flatten(0, -3)[:, None], (1, 1, 1, 1), mode="reflect")[:, 0]
+        across = x[:, 1:-1, 2:] - x[:, 1:-1, :-2]
+        down = x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
+        place = torch.atan2(down, across).remainder(math.pi) * (self.bins / math.pi)
+        low = place.floor()
+        size = torch.hypot(across, down)[..., None]
+        share = (place - low)[..., None]
+        first = torch.nn.functional.one_hot(low.long() % self.bins, self.bins)
+        second = torch.nn.functional.one_hot((low.long() + 1) % self.bins, self.bins)
+        votes = size * (first * (1 - share) + second * share)
+        votes = votes.reshape(*image.shape, self.bins).movedim(-1, 2).flatten(1, 2)  # channel-major, then bin
+        patches = Grid(grid.size, grid.patch, grid.channels * self.bins).patchify(votes)
+        rows, columns = grid.patch[-2] // cell, grid.patch[-1] // cell
+        split = patches.reshape(-1, math.prod(grid.patch[:-2]), rows, cell, columns, cell, grid.channels, self.bins)
+        cells = split.sum((1, 3, 5)).permute(0, 3, 1, 2, 4)
+        cells = cells / (cells.norm(dim=-1, keepdim=True) + self.eps)
+        return cells.reshape(b, n, -1)
 
 
 class Codes(nn.Module):

@@ -1,0 +1,70 @@
+"""The generic step is exactly its parts, put together."""
+
+from __future__ import annotations
+
+import torch
+
+from medmae.core.loss import masked_mean, mse
+from medmae.core.target import Features
+from medmae.core.tokens import MaskPlan, take
+from medmae.find import find
+from medmae.testing import example_batch, mixed_batch
+
+
+def test_the_step_is_its_parts() -> None:
+    method = find("bm_mae").build(scale="test").eval()
+    for batch in (example_batch(method), mixed_batch(method)):
+        tokens = method.tokenizer(batch)
+        plan = method.sampler(tokens, batch["key"])
+        assert torch.equal(method.plan(batch).target, plan.target)
+        seen = tokens.at(plan.visible, ragged=True)
+        queries = tokens.layout.at(plan.target, ragged=True)
+        guess = method.decoder(method.encoder(seen, tokens.layout), queries)
+        error = mse(guess, take(tokens.content, plan.target))
+        by = take(tokens.layout.modality, plan.target)
+        loss = masked_mean(error, plan.weights(), by=by, groups=4, reduce="mean")
+        torch.testing.assert_close(method(batch)["reconstruction"], loss, atol=0, rtol=0)
+        torch.testing.assert_close(method(batch, plan)["reconstruction"], loss, atol=0, rtol=0)
+
+
+def test_a_plan_may_be_handed_in_without_a_key() -> None:
+    method = find("mae").build(scale="test")
+    batch = example_batch(method)
+    del batch["key"]
+    ids = torch.arange(16).expand(3, -1)
+    loss = method(batch, MaskPlan(ids[:, :4], ids[:, 4:]))["reconstruction"]
+    assert bool(loss.isfinite())
+
+
+def test_visible_and_asked_may_overlap() -> None:
+    method = find("bm_mae").build(scale="test").eval()
+    batch = example_batch(method)
+    everything = torch.arange(256).expand(3, -1)
+    tokens = method.tokenizer(batch)
+    guess = method.guess(tokens, MaskPlan(everything, everything))
+    assert guess.shape == tokens.content.shape
+    assert bool(guess.isfinite().all())
+
+
+def test_no_visible_token_and_no_target_are_both_finite() -> None:
+    method = find("bm_mae").build(scale="test")
+    batch = example_batch(method)
+    nothing, everything = torch.full((3, 1), -1), torch.arange(256).expand(3, -1)
+    for plan in (MaskPlan(nothing, everything, ragged=True), MaskPlan(everything, nothing, ragged=True)):
+        loss = method(batch, plan)["reconstruction"]
+        loss.backward()
+        assert bool(loss.isfinite())
+        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in method.parameters())
+
+
+def test_only_a_following_target_changes_after_a_step() -> None:
+    method = find("mae").build(scale="test")
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.after_step()
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    method.target = Features(method.encoder, momentum=0.5)
+    with torch.no_grad():
+        method.encoder.prefix_tokens += 2
+    method.after_step()
+    moved = method.target.teacher.prefix_tokens - before["encoder.prefix_tokens"]
+    torch.testing.assert_close(moved, torch.ones_like(moved))
