@@ -1,0 +1,345 @@
+"""``medmae pretrain``: from a cohort to a model folder.
+
+The verb wires the rooms together and decides nothing about training: settings are merged (``medmae.config``),
+the cohort is opened and prepared (``medmae.data``), the method is found and built, and the loop runs
+(``medmae.engine``). Before the first step it says what will run. Under torchrun every process does the same
+and only rank 0 talks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medmae.cli.console import detail, emit_json, flags, main_process, say
+
+if TYPE_CHECKING:
+    from medmae.core.method import Method
+    from medmae.data.cohort import Cohort
+    from medmae.engine.settings import TrainSettings
+    from medmae.engine.trainer import Result
+
+# What the "data" section may hold beside augmentation and artifacts, whose keys are those of their classes.
+DATA = {
+    "path": None,  # spec file, or folder or list that --data takes
+    "require": None,  # smallest number of sequences a case must have; None: as the spec says
+    "tier": "disk",  # where crops are read from: disk, memory, device
+    "cache": None,  # folder of prepared cases; None: the user's cache
+    "crop": None,  # voxels per axis; None: the size of the method
+    "repeat": 1,  # samples with different mask plans per crop
+    "foreground_share": 1.0,  # probability that a crop is centered on foreground
+}
+INIT = 0x696E6974  # stream of the initial weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: ``config`` is the whole of it as plain values, the rest are its parts made usable."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    data: Mapping[str, Any]
+    train: TrainSettings
+    config: Mapping[str, Any]
+
+
+def run(
+    data: Annotated[
+        str | None, typer.Option(help="Spec file, nnU-Net, BIDS or plain folder, data list or CSV.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Name of a method, see `medmae methods` (bm_mae).")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with sections method, data, train.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run (runs/COHORT-METHOD).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training cases (100).")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; start it if there is none.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    batch: Annotated[int | None, typer.Option(help="Samples per process and step.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order, crops and masks.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read data.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Named arguments of the method, such as published.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Named size of the method, such as tiny.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, repeatable: train.lr=1e-4.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of this model folder.")] = None,
+) -> None:
+    """Pre-train a method on a cohort; patients may lack sequences."""
+    from medmae.config import assignments, load_config
+
+    if "WORLD_SIZE" in os.environ:  # DDP complains that it looks for unused parameters, which incomplete cases need
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    given: dict[str, Any] = {
+        "method": {"name": method, "preset": preset, "scale": scale},
+        "data": {"path": data},
+        "train": {
+            "batch": batch,
+            "device": device,
+            "precision": precision,
+            "seed": seed,
+            "workers": workers,
+            "steps": steps,
+            "epochs": epochs,
+        },
+    }
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if resume and out is not None and (out / "config.yaml").exists():
+        layers.append((str(out / "config.yaml"), load_config(out / "config.yaml")))
+    if config is not None:
+        layers.append((str(config), load_config(config)))
+    layers.append(("command line", {k: {n: v for n, v in part.items() if v is not None} for k, part in given.items()}))
+    layers.append(("--set", assignments(set_ or [])))
+    plan = make_plan(layers, init=init)
+    result = start(plan, out=out, resume=resume, overwrite=overwrite, init=init)
+    if flags().json:
+        emit_json({"folder": str(result.folder), "steps": result.steps, "best": result.best})
+
+
+def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = None) -> Plan:
+    """Merge and check layers of settings, each with its origin; the last one wins.
+
+    The sequences of the method stay open (None) unless a layer names them: the cohort decides. Raises
+    :class:`UsageError` for keys that do not exist and values that cannot be meant.
+    """
+    from dataclasses import asdict, fields
+
+    from medmae.config import check, merge
+    from medmae.core.errors import UsageError
+    from medmae.data.artifacts import Artifacts
+    from medmae.data.augment import Augmentation
+    from medmae.engine.settings import TrainSettings, train_settings
+    from medmae.find import find
+
+    layers = [(origin, _normal(layer)) for origin, layer in layers]
+    merged: dict[str, Any] = {}
+    for _, layer in layers:
+        train = layer.get("train") or {}
+        if train.get("steps") is not None and "epochs" not in train:
+            train = {
+                **train,
+                "epochs": None,
+            }  # the later word on the length of the run replaces the earlier one
+        elif train.get("epochs") is not None and "steps" not in train:
+            train = {**train, "steps": None}
+        merged = merge(merged, {**layer, "train": train})
+    wanted = dict(merged.get("method") or {})
+    if init is not None:
+        from medmae.checkpoint import read_config
+
+        origin = read_config(init)
+        if wanted.get("name", origin["method"]) != origin["method"]:
+            raise UsageError(f"--init {init} holds {origin['method']}, not {wanted['name']}.")
+        kept = {k: v for k, v in origin["recipe"].items() if k != "sequences"}
+        wanted = {"name": origin["method"], **kept, **wanted}
+    name = wanted.pop("name", None) or "bm_mae"
+    found = find(name)
+    if found.card.kind != "volume":
+        raise UsageError(f"{name} is a method for {found.card.kind} data; `medmae pretrain` reads 3-D cohorts.")
+    known = {
+        "method": {"name": None, "preset": None, "scale": None, **dict.fromkeys(found.recipe())},
+        "data": {
+            **DATA,
+            "augmentation": dict.fromkeys(f.name for f in fields(Augmentation)),
+            "artifacts": dict.fromkeys(f.name for f in fields(Artifacts)),
+        },
+        "train": dict.fromkeys(f.name for f in fields(TrainSettings)),
+    }
+    for origin_name, layer in layers:
+        check(layer, known, origin=origin_name)
+    recipe = found.recipe(**wanted)
+    if "sequences" in recipe and "sequences" not in wanted:
+        recipe["sequences"] = None
+    data = merge(DATA, {"augmentation": asdict(Augmentation()), "artifacts": None}, merged.get("data") or {})
+    settings = train_settings(merged.get("train") or {})
+    labels = {k: wanted[k] for k in ("preset", "scale") if wanted.get(k) is not None}
+    config = {"method": {"name": name, **labels, **recipe}, "data": data, "train": settings.to_dict()}
+    return Plan(name=name, recipe=recipe, data=data, train=settings, config=config)
+
+
+def start(
+    plan: Plan,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    init: Path | None = None,
+) -> Result:
+    """Open the cohort, prepare it, build the method, say what will run, and train.
+
+    ``out`` None is ``runs/COHORT-METHOD``. Raises what the rooms raise, and :class:`UsageError` when there is
+    no cohort.
+    """
+    import torch
+
+    from medmae import checkpoint
+    from medmae.cli.qc import make_on_picture
+    from medmae.cli.report import run_report
+    from medmae.core.errors import Requeue, UsageError
+    from medmae.core.random import mix
+    from medmae.data.artifacts import Artifacts
+    from medmae.data.augment import Augmentation
+    from medmae.data.cohort import open_cohort
+    from medmae.data.loader import VolumeSource
+    from medmae.engine.allocator import keep_freed_memory
+    from medmae.engine.distributed import Processes, leave
+    from medmae.engine.run_folder import check_free
+    from medmae.engine.trainer import pretrain
+    from medmae.find import find
+    from medmae.report.html import write_report
+
+    data, settings = plan.data, plan.train
+    if not data["path"]:
+        raise UsageError(
+            "There is no cohort: --data SPEC. `medmae data init FOLDER` writes a spec for a folder of images."
+        )
+    cohort = open_cohort(data["path"], require=data["require"])
+    recipe = dict(plan.recipe)
+    if "sequences" in recipe and recipe["sequences"] is None:
+        recipe["sequences"] = list(cohort.sequences)
+    crop = _crop(recipe, data)
+    out = out or Path("runs") / _folder_name(f"{cohort.spec.name}-{plan.name}")
+    if main_process():
+        check_free(out, resume=resume, overwrite=overwrite)
+    team = Processes(device=settings.device, parallel=settings.parallel)
+    try:
+        if team.device.type == "cpu":
+            detail(keep_freed_memory())
+        torch.manual_seed(mix(settings.seed, INIT))
+        method = find(plan.name).build(**recipe)
+        for note in cohort.notes:
+            say(note)
+        source = VolumeSource(
+            cohort,
+            size=crop,
+            cache=data["cache"],
+            sequences=tuple(recipe.get("sequences") or cohort.sequences),
+            tier=data["tier"],
+            workers=settings.workers,
+            augmentation=Augmentation(**_tuples(data["augmentation"])),
+            artifacts=None if data["artifacts"] is None else Artifacts(**_tuples(data["artifacts"])),
+            repeat=data["repeat"],
+            foreground_share=data["foreground_share"],
+            quiet=flags().quiet or not main_process(),
+        )
+        for note in source.notes:
+            say(note)
+        if init is not None:
+            say(f"Starting from {init}: {_initialize(method, init)}")
+        for line in summary(plan, cohort, method, crop=crop, cases=source.describe()["cases"], world=team.world):
+            say(line)
+        say(f"  into      {out} ({team.device}, {settings.precision})")
+
+        def save_model(path: Path, trained: Any, about: dict[str, Any]) -> None:
+            told = {"data": about.pop("data"), "training": about, "license": cohort.spec.license}
+            checkpoint.save_model(path, trained, name=plan.name, recipe=recipe, about=told)
+
+        split = {part: [case.key for case in cases] for part, cases in cohort.split().items()}
+        result = pretrain(
+            method,
+            source,
+            settings,
+            folder=out,
+            recipe={"method": {**plan.config["method"], **recipe}, "data": data},
+            save_model=save_model,
+            resume=resume,
+            overwrite=overwrite,
+            on_picture=make_on_picture(source, method, out, seed=settings.seed),
+            on_end=lambda: write_report(out / "report.html", run_report(out)),
+            manifest={"split": split},
+            say=say,
+            quiet=flags().quiet,
+            processes=team,
+        )
+        leave()
+        say(f"The model is in {out / 'model'}. Next: medmae reconstruct --checkpoint {out / 'model'} ...")
+        return result
+    except (Requeue, KeyboardInterrupt):
+        leave()
+        raise
+
+
+def summary(
+    plan: Plan, cohort: Cohort, method: Method, *, crop: tuple[int, ...], cases: Mapping[str, int], world: int
+) -> list[str]:
+    """Lines that say what will run: cohort, which sequences are missing where, sizes, length."""
+    settings = plan.train
+    total = len(cohort.cases)
+    parts = cohort.split()
+    lines = [
+        f"Pre-training {plan.name} on {cohort.spec.name}",
+        f"  cases     {total}: {len(parts['train'])} to train, {len(parts['val'])} to validate, "
+        f"{len(parts['test'])} held out",
+        "  sequence  " + "  ".join(f"{name:>6}" for name in cohort.sequences),
+        "  present   " + "  ".join(f"{sum(name in c.images for c in cohort.cases):>6}" for name in cohort.sequences),
+        "  missing   "
+        + "  ".join(f"{sum(name not in c.images for c in cohort.cases):>6}" for name in cohort.sequences),
+    ]
+    patterns = Counter(tuple(name in case.images for name in cohort.sequences) for case in cohort.cases)
+    for pattern, count in sorted(patterns.items(), key=lambda item: -item[1])[:6]:
+        if not all(pattern):
+            lines.append(f"    {count:>6} x " + "  ".join(f"{'yes' if p else '-':>6}" for p in pattern))
+    steps = settings.total_steps(size=max(cases["train"] * int(plan.data["repeat"]), 1), world=world)
+    per_step = settings.batch * settings.accumulate * world
+    size = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    made = f"batch {settings.batch}" + (f" x {settings.accumulate} parts" if settings.accumulate > 1 else "")
+    made += f" x {world} processes" if world > 1 else ""
+    epochs = steps * per_step / max(cases["train"], 1)
+    lines += [
+        f"  method    {size / 1e6:.1f} million trained parameters, crop {' x '.join(map(str, crop))}",
+        f"  length    {steps} steps of {made} ({epochs:.1f} epochs), seed {settings.seed}",
+    ]
+    return lines
+
+
+def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """``method: bm_mae`` and ``data: spec.yaml`` are short for their sections."""
+    from medmae.core.errors import UsageError
+
+    normal = dict(layer)
+    for section, key in (("method", "name"), ("data", "path"), ("train", "")):
+        if key and isinstance(normal.get(section), str):
+            normal[section] = {key: normal[section]}
+        elif not isinstance(normal.get(section) or {}, Mapping):
+            raise UsageError(f"The section {section} holds settings by name, not {normal[section]!r}.")
+    return {section: value for section, value in normal.items() if value is not None}
+
+
+def _crop(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[int, int, int]:
+    from medmae.core.errors import UsageError
+
+    size, crop = recipe.get("size"), data["crop"]
+    if crop is None and size is None:
+        raise UsageError("This method takes any size: say how much it sees at once with --set data.crop=[96,96,96].")
+    if crop is not None and size is not None and list(crop) != list(size):
+        raise UsageError(f"data.crop is {list(crop)} and method.size {list(size)}; set method.size alone.")
+    x, y, z = (int(n) for n in (crop if crop is not None else size or ()))
+    return x, y, z
+
+
+def _initialize(method: Method, folder: Path) -> Any:
+    """Copy the weights of a model folder into the new method; sequences it does not know start fresh."""
+    from medmae.checkpoint import load_model, load_state
+
+    loaded = load_model(folder)
+    fresh = set(loaded.method.sequences) ^ set(method.sequences)
+    return load_state(method, loaded.method.state_dict(), fresh=tuple(fresh))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _folder_name(text: str) -> str:
+    """Letters, digits, dots and dashes only: a data set's name never becomes a path."""
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip(".-")
+    return kept[:80] or "run"
