@@ -3,8 +3,8 @@
 A masked autoencoder draws a plan for every sample of every step. If those draws came from a generator with hidden
 state, resuming a run, changing the number of workers or processes, or evaluating twice would change the plans. Here
 every draw is a hash of ``(key, stream, position)``: the key identifies the sample in its step, the stream the purpose,
-the position the number wanted. There is no state to save, the values are the same on CPU and GPU, and a sample gets the
-same draws whatever batch it is in.
+the position the number wanted. There is no state to save, and a sample gets the same draws whatever batch it is in.
+Uniform numbers are the same on every device; those made from them by logarithms may differ in the last bit.
 
 The hash is the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 2014) applied to a Weyl sequence, written with int64 tensors, whose products wrap modulo 2**64.

@@ -1,0 +1,59 @@
+"""The networks of a method: what they compute does not depend on how they are asked."""
+
+from __future__ import annotations
+
+import torch
+
+from medmae.find import Found
+
+from .batches import awake, example_batch, pieces
+from .building import build
+
+
+def everything_visible_is_the_plain_network(found: Found) -> None:
+    """With all tokens visible, in any order, the encoder is the plain network over the full set.
+
+    This is what makes the encoder of a masked autoencoder usable without masks, and what sparse layers must reduce to.
+    """
+    method = awake(build(found))
+    encoder = getattr(method, "encoder", None)
+    assert encoder is not None, f"{type(method).__name__} has no encoder: offer it, or exempt this check on the card"
+    tokens = method.tokenizer(example_batch(method))
+    total = tokens.layout.total
+    blank = torch.zeros(())
+    with torch.no_grad():
+        plain = encoder(tokens, tokens.layout)
+        order = torch.stack([torch.randperm(total, generator=torch.Generator().manual_seed(s)) for s in range(3)])
+        for ragged in (False, True):
+            shuffled = encoder(tokens.at(order, ragged=ragged), tokens.layout)
+            back = shuffled.tokens.onto(tokens.layout, blank).content
+            apart = float((back - plain.tokens.content).abs().max())
+            assert apart <= 1e-4, f"with everything visible the encoder differs from the plain network by {apart:.3g}"
+            apart = float((shuffled.prefix - plain.prefix).abs().max()) if plain.prefix.numel() else 0.0
+            assert apart <= 1e-4, f"with everything visible the prefix tokens differ by {apart:.3g}"
+
+
+def no_graph_breaks(found: Found) -> None:
+    """The step on a complete batch is one graph for the compiler, and compiled it gives the same loss.
+
+    Where the number of visible tokens depends on the draw, the plan is drawn outside and handed in: its shape is data.
+    """
+    method = awake(build(found))
+    batch = example_batch(method)
+    _, plan, _ = pieces(method, batch)
+
+    def step(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses: dict[str, torch.Tensor] = method(batch, plan) if plan.ragged else method(batch)
+        return losses
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    try:
+        found_losses = compiled(batch)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise AssertionError(f"the step breaks the graph: {error}") from error
+    finally:
+        torch._dynamo.reset()
+    for name, value in step(batch).items():
+        apart = abs(float((value - found_losses[name]).detach()))
+        assert apart <= 1e-5, f"compiled, the loss {name!r} differs by {apart:.3g}"
