@@ -1,0 +1,73 @@
+"""The intensity units of a reconstruction.
+
+MR images have no units: a model answers in standard deviations of the foreground, and what they mean in another image's
+numbers is a choice. It is made here, once, and written into the sidecar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medmae.core.errors import DataError, UsageError
+
+from .console import say
+
+UNITS = ("cohort", "zscore")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Units of the output: value = normalized * ``std`` + ``mean``; ``source`` says where the two come from."""
+
+    kind: str
+    mean: float
+    std: float
+    source: str
+
+
+def scale_of(target: str, data: Mapping[str, Any], *, units: str | None, match: Path | None) -> Scale:
+    """The units of a reconstructed ``target``.
+
+    Args:
+        target: name of the sequence.
+        data: what the model remembers of its training data (``statistics``: sequence -> ``mean`` and ``std``).
+        units: one of :data:`UNITS`; None is "cohort" where the model knows the sequence's statistics, else "zscore".
+        match: an image of that sequence whose foreground gives mean and deviation; goes before ``units``.
+
+    Raises:
+        UsageError: "cohort" was asked for and the model knows no statistics.
+        DataError: the image to match cannot be read or is constant.
+    """
+    if match is not None:
+        return _matched(match)
+    known = (data.get("statistics") or {}).get(target)
+    if units == "zscore" or (units is None and known is None):
+        if units is None:
+            say(
+                f"the model knows no intensities of {target}: units are standard deviations (see --match)",
+                style="yellow",
+            )
+        return Scale("zscore", 0.0, 1.0, "the model's own units")
+    if known is None:
+        raise UsageError(
+            f"the model knows no intensities of {target}; use --units zscore, or --match with an image of that sequence"
+        )
+    return Scale("cohort", float(known["mean"]), float(known["std"]), "average over the model's training cases")
+
+
+def _matched(path: Path) -> Scale:
+    import numpy as np
+
+    from medmae.data.fingerprint import Fingerprints
+    from medmae.data.foreground import estimate_foreground
+    from medmae.data.readers import read
+
+    array = read(path).array
+    inside = estimate_foreground(array) & np.isfinite(array)
+    if not inside.any() or float(array[inside].std()) == 0:
+        raise DataError(f"{path}: no foreground with varying intensities to match; give another image to --match")
+    values = array[inside].astype(np.float64)
+    return Scale("match", float(values.mean()), float(values.std()), f"sha256:{Fingerprints(None).of(path)}")
