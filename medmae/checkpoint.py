@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medmae import __version__
+from medmae.atomic import replacing, write_text
 from medmae.core.card import Card
 from medmae.core.errors import CheckpointError
 from medmae.core.method import Method
@@ -123,7 +122,8 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     card = find(name).card
     weights = {key: value.detach().cpu().contiguous() for key, value in (state or method.state_dict()).items()}
-    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
     config = {
         "medmae": __version__,
         "format": FORMAT,
@@ -136,8 +136,8 @@ def save_model(
         **(about or {}),
     }
     text = json.dumps(config, indent=2, sort_keys=False, default=str)
-    write_atomically(folder / CONFIG, lambda path: Path(path).write_text(text + "\n", "utf-8"))
-    write_atomically(folder / README, lambda path: Path(path).write_text(_readme(config, card), "utf-8"))
+    write_text(folder / CONFIG, text + "\n")
+    write_text(folder / README, _readme(config, card))
     return folder
 
 
@@ -227,21 +227,6 @@ def file_hash(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary path)`` in the same folder, then move the result into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _readme(config: Mapping[str, Any], card: Card) -> str:

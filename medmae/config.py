@@ -8,12 +8,12 @@ keys are it is told by the caller. It must stay quick to import: no torch.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmae.atomic import write_text
 from medmae.core.errors import UsageError
 
 Config = dict[str, Any]
@@ -128,13 +128,9 @@ def save_config(config: Mapping[str, Any], path: Path) -> None:
     """Write YAML atomically."""
     import yaml
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(plain(config), file, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_text(
+        path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    )
 
 
 def _unknown(

@@ -16,13 +16,12 @@ from medmae.checkpoint import (
     model_folder,
     read_config,
     save_model,
-    write_atomically,
 )
 from medmae.core.errors import CheckpointError
 from medmae.find import find
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(tmp_path):
     found = find("bm_mae")
     recipe = found.recipe(scale="test")
@@ -129,18 +128,3 @@ def test_broken_configs_are_a_checkpoint_error(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="medmae pretrain"):
         read_config(tmp_path / "empty")
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(temporary):
-        with open(temporary, "w") as file:
-            file.write("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -94,7 +94,8 @@ def _root(
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], Flags]:
     """Take the global flags out of the line, wherever they stand before ``--``."""
-    rest, found = [], {}
+    rest: list[str] = []
+    found: dict[str, bool] = {}
     for i, argument in enumerate(arguments):
         if argument == "--":
             rest += arguments[i:]

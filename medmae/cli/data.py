@@ -59,11 +59,11 @@ def init(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a data spec from what lies in FOLDER, to read and correct."""
+    from medmae.atomic import write_bytes
     from medmae.cli.console import emit, say
     from medmae.core.errors import UsageError
     from medmae.data.cohort import list_cohort
     from medmae.data.initialize import guess_spec, spec_text
-    from medmae.data.nifti import write_bytes
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already. Give another name, or --overwrite.")
@@ -128,8 +128,8 @@ def check(
     if flags().json:
         emit_json(checked.as_json())
     if report is not None:
+        from medmae.atomic import write_bytes
         from medmae.data.check_report import html_report
-        from medmae.data.nifti import write_bytes
 
         write_bytes(report, html_report(checked, identify=identify).encode(errors="replace"))
         say(f"Report: {report}")

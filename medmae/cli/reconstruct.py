@@ -340,9 +340,9 @@ def _say_license(completer: Completer) -> None:
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     import json
 
-    from medmae.checkpoint import write_atomically
+    from medmae.atomic import write_text
 
-    write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=2) + "\n", "utf-8"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager

@@ -120,7 +120,8 @@ def normalize(
         factor, offset = draws.factor.to(weight), draws.offset.to(weight)
         weight, bias = weight * factor, bias * factor + offset * there
     weight, bias = (value.float()[:, :, None, None, None] for value in (weight, bias))
-    values = torch.addcmul(bias, volumes.to(torch.float32), weight)
+    values = volumes.to(torch.float32, copy=True)
+    torch.addcmul(bias, values, weight, out=values)  # in place: fresh memory costs a host more than the arithmetic
     if draws is not None and bool((draws.gamma != 1).any()):
         values = adjust_contrast(values, foreground, draws.gamma.to(values))
     if draws is not None and bool((draws.noise != 0).any()):

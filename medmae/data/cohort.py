@@ -7,7 +7,6 @@ library.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import re
@@ -28,6 +27,7 @@ from medmae.data.layouts import (
     printable,
 )
 from medmae.data.spec import Spec, load_spec
+from medmae.data.tables import read_rows
 
 PARTS = ("train", "val", "test")
 
@@ -333,32 +333,6 @@ def _cell(text: str, kind: str, where: str, faults: list[str]) -> float | str | 
         faults.append(f"{where}: a time cannot be negative ({printable(text)}).")
         return None
     return value
-
-
-def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names and (line number, cells) of a CSV or TSV; ValueError where it is not one."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
-        file.seek(0)
-        separator = "\t" if path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head) else ","
-        if separator == "," and head.count(";") > head.count(","):
-            separator = ";"
-        try:
-            reader = csv.DictReader(file, delimiter=separator, strict=True)
-            names = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = names
-            rows = []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(
-                        f"line {reader.line_num} has another number of cells than the header ({len(names)})"
-                    )
-                rows.append((reader.line_num, {name: str(value) for name, value in row.items()}))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"not a readable table ({error})") from error
-    if not names or len(set(names)) != len(names):
-        raise ValueError("the first line must name every column once")
-    return names, rows
 
 
 def with_cases(cohort: Cohort, cases: tuple[Case, ...]) -> Cohort:

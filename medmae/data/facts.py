@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medmae.core.errors import DataError
-from medmae.data.readers import Header, read
+from medmae.data.header import Header
+from medmae.data.readers import read
 
 LABEL, MASK = "label", "mask"
 MANY = 256

@@ -19,6 +19,7 @@ from medmae.data.layout_bids import bids_files, describe, spelling
 from medmae.data.layout_lists import channel_names, label_of, names_in_table, read_json, sections
 from medmae.data.layouts import case_name, printable, split_name, stem, volumes_in
 from medmae.data.spec import Label, Spec, parse_spec
+from medmae.data.tables import read_rows
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,6 @@ def _from_list(path: Path) -> dict[str, Any]:
 
 
 def _from_table(path: Path) -> dict[str, Any]:
-    from medmae.data.cohort import read_rows
 
     names = names_in_table(*read_rows(path))
     if not names:

@@ -14,6 +14,7 @@ from typing import Any
 from medmae.core.sequences import canonical
 from medmae.data.layouts import Entry, Listing, Namer, inside, printable, scan, stem
 from medmae.data.spec import Label, Spec
+from medmae.data.tables import read_rows
 
 _PARTS = {
     "training": "train", "train": "train", "validation": "val", "val": "val", "valid": "val",
@@ -204,7 +205,6 @@ def _key_of(files: list[str]) -> str:
 
 def list_csv(spec: Spec, namer: Namer) -> Listing:
     """A table with a ``case`` column and either one column per sequence or the columns ``sequence`` and ``path``."""
-    from medmae.data.cohort import read_rows
 
     listing = Listing()
     try:

@@ -167,6 +167,8 @@ class VolumeSource:
 
     def _gather(self, batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Cut crops out of the volumes that live on the device."""
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         stored = self._resident.get(str(device))
         if stored is None:
             stored = self._resident[str(device)] = self._load(device)

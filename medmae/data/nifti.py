@@ -7,15 +7,14 @@ never recomputed, because a round trip through quaternions already moves voxels 
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
 
+from medmae.atomic import write_bytes
 from medmae.core.errors import UsageError
-from medmae.data.readers import Header
+from medmae.data.header import Header
 
 _UNIT_CODES = {"": 0, "m": 1, "mm": 2, "um": 3}
 
@@ -108,21 +107,3 @@ def _fields(header: Header):  # type: ignore[no-untyped-def]
 def _packed(data: bytes, path: Path) -> bytes:
     """Compressed where the name ends in .gz, without a time stamp or a name: equal images are equal files."""
     return gzip.compress(data, compresslevel=4, mtime=0) if path.name.lower().endswith(".gz") else data
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` through a temporary neighbor, so that a crash never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".medmae-", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

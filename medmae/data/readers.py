@@ -16,39 +16,19 @@ import hashlib
 import os
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from medmae.core.errors import DataError
+from medmae.data.header import Fault, Header, check_affine, check_axes
 from medmae.data.layouts import printable
 
 _CHUNK = 1 << 20
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MILLIMETERS = {"m": 1000.0, "mm": 1.0, "um": 0.001, "": 1.0}
-
-
-@dataclass(frozen=True, eq=False)
-class Header:
-    """Where a volume lies: ``affine`` maps voxel (x, y, z) to RAS+ millimeters; ``spacing`` is in millimeters.
-
-    ``kind`` is nifti1, nifti2, metaimage, nrrd or dicom; ``raw`` holds the NIfTI header's own bytes, so that
-    writing like it keeps every geometric field to the bit. ``slope`` and ``inter`` were applied to the values.
-    """
-
-    shape: tuple[int, int, int]
-    affine: Float[np.ndarray, "4 4"]
-    spacing: tuple[float, float, float]
-    dtype: str
-    qform_code: int = 1
-    sform_code: int = 1
-    units: str = "mm"
-    kind: str = "nifti1"
-    slope: float = 1.0
-    inter: float = 0.0
-    raw: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +125,6 @@ def _open(path: str | Path, *, values: bool, length: bool) -> tuple[Header, np.n
         raise DataError(f"{shown}: does not fit into memory.") from error
     except OSError as error:
         raise DataError(f"{shown}: cannot be read ({error.strerror or error}).") from error
-
-
-class Fault(Exception):
-    """Why a file is refused; becomes a DataError that starts with the file's name."""
 
 
 def _look(file: Path) -> None:
@@ -295,22 +271,6 @@ def _check_shape(native, channel: int | None) -> tuple[tuple[int, int, int], int
     return check_axes(sizes, full, channel)
 
 
-def check_axes(sizes: tuple[int, ...], full: tuple[int, ...], channel: int | None) -> tuple[tuple[int, int, int], int]:
-    """The 3-D shape, or a Fault that says which other shape it is."""
-    if len(sizes) < 3 or min(sizes[:3]) == 1:
-        raise Fault(f"2-D: shape {full} is one slice, not a volume")
-    if len(sizes) > 4:
-        raise Fault(f"{len(sizes)}-D: shape {full}; split it into one 3-D file per sequence")
-    if len(sizes) == 4 and channel is None:
-        raise Fault(
-            f"4-D: shape {full} holds {sizes[3]} volumes; split it into one 3-D file per sequence "
-            "(a data list may name one as file.nii.gz#0)"
-        )
-    if channel is not None and channel >= (sizes[3] if len(sizes) == 4 else 1):
-        raise Fault(f"volume #{channel} is asked of a file of shape {full}")
-    return (sizes[0], sizes[1], sizes[2]), channel or 0
-
-
 def _check_geometry(native) -> tuple[np.ndarray, tuple[float, float, float], str]:  # type: ignore[no-untyped-def]
     zooms = np.asarray(native["pixdim"][1:4], dtype=np.float64)
     if not np.isfinite(zooms).all() or (zooms == 0).any():
@@ -327,24 +287,6 @@ def _check_geometry(native) -> tuple[np.ndarray, tuple[float, float, float], str
         units = ""
     affine[:3] *= _MILLIMETERS[units]
     return affine, check_affine(affine), units
-
-
-def check_affine(affine: Float[np.ndarray, "4 4"]) -> tuple[float, float, float]:
-    """Voxel spacing in millimeters of a sound affine; a Fault where it is not finite, singular or sheared."""
-    if not np.isfinite(affine).all():
-        raise Fault("an affine with NaN or infinite entries; correct the header")
-    steps = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if (steps < 1e-6).any() or abs(np.linalg.det(affine[:3, :3] / np.maximum(steps, 1e-6))) < 1e-3:
-        raise Fault("a singular affine: two voxels would lie at one place; correct sform and qform")
-    axes = affine[:3, :3] / steps
-    slant = np.abs(axes.T @ axes - np.eye(3)).max()
-    if slant > 5e-3:
-        degrees = float(np.degrees(np.arcsin(min(slant, 1.0))))
-        raise Fault(
-            f"a sheared affine: axes {degrees:.1f} degrees off a right angle (a tilted gantry?); "
-            "resample it to a straight grid"
-        )
-    return (float(steps[0]), float(steps[1]), float(steps[2]))
 
 
 def _scaling(native) -> tuple[float, float]:  # type: ignore[no-untyped-def]

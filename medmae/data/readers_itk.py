@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from medmae.data.header import Fault, Header, check_affine, check_axes
 from medmae.data.layouts import printable
-from medmae.data.readers import Fault, Header, check_affine, check_axes
 
 _MET = {
     "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_LONG": 4,

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from medmae.atomic import replacing, write_text
+
 Row = Mapping[str, Any]
 FIRST = ("step", "split", "epoch", "loss")
 
@@ -44,7 +46,7 @@ class Journal:
         """Open the files, cut back to ``step``."""
         self._lines, self._table = folder / "metrics.jsonl", folder / "metrics.csv"
         rows = [row for row in read_rows(self._lines) if row["step"] <= step]
-        replace_text(self._lines, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self._lines, "".join(json.dumps(row) + "\n" for row in rows))
         self._columns: list[str] = []
         self._rewrite_table(rows)
         self._listeners = tuple(listeners)
@@ -77,13 +79,11 @@ class Journal:
         for row in rows:
             found.update(dict.fromkeys(row))
         self._columns = list(found)
-        partial = self._table.with_name(f".{self._table.name}.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self._table) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             if self._columns:
                 writer = csv.DictWriter(file, self._columns)
                 writer.writeheader()
                 writer.writerows(rows)
-        os.replace(partial, self._table)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -103,17 +103,6 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _finite(value: Any) -> Any:

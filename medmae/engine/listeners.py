@@ -12,8 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from medmae.atomic import write_text
 from medmae.core.errors import MissingDependency
-from medmae.engine.journal import Listener, replace_text
+from medmae.engine.journal import Listener
 
 
 def open_listeners(names: Sequence[str], *, folder: Path, step: int, settings: Mapping[str, Any]) -> list[Listener]:
@@ -58,7 +59,7 @@ class Wandb:
             resume="allow",
             config=dict(settings),
         )
-        replace_text(note, json.dumps({"id": self._run.id}))
+        write_text(note, json.dumps({"id": self._run.id}))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers under their step."""
@@ -82,7 +83,7 @@ class Mlflow:
         note = folder / "mlflow.json"
         known = json.loads(note.read_text(encoding="utf-8"))["id"] if step and note.exists() else None
         self._run = self._mlflow.start_run(run_id=known, run_name=None if known else folder.name)
-        replace_text(note, json.dumps({"id": self._run.info.run_id}))
+        write_text(note, json.dumps({"id": self._run.info.run_id}))
         if not known:
             self._mlflow.log_params({k: str(v) for k, v in settings.items()})
 

@@ -17,9 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from medmae.atomic import write_text
 from medmae.config import differences, plain, save_config
 from medmae.core.errors import UsageError
-from medmae.engine.journal import append_text, replace_text
+from medmae.engine.journal import append_text
 from medmae.engine.settings import TrainSettings
 
 OURS = [
@@ -75,8 +76,8 @@ class RunFolder:
     def describe(self, *, config: Mapping[str, Any], data: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
         """Write ``config.yaml``, ``environment.json`` and ``data/manifest.json``."""
         save_config(config, self.path / "config.yaml")
-        replace_text(self.path / "environment.json", json.dumps({**environment(), **machine}, indent=2) + "\n")
-        replace_text(self.path / "data" / "manifest.json", json.dumps(data, indent=2) + "\n")
+        write_text(self.path / "environment.json", json.dumps({**environment(), **machine}, indent=2) + "\n")
+        write_text(self.path / "data" / "manifest.json", json.dumps(data, indent=2) + "\n")
 
     @property
     def done(self) -> bool:
@@ -85,7 +86,7 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``DONE``."""
-        replace_text(self.path / "DONE", json.dumps(summary, indent=2) + "\n")
+        write_text(self.path / "DONE", json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
         """Release the lock."""

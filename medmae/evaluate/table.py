@@ -10,12 +10,11 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmae.atomic import write_bytes
 from medmae.core.sequences import in_order
 
 from .metrics import HIGHER_IS_BETTER, METRICS
@@ -137,7 +136,7 @@ def picture(cells: Sequence[Cell], path: str | Path, *, metric: str = "psnr", ti
         figure.suptitle(title.replace("$", r"\$"), fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return _write(Path(path), buffer.getvalue())
+    return write_bytes(Path(path), buffer.getvalue())
 
 
 def write(
@@ -148,9 +147,9 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        "measurements": _write(folder / "measurements.csv", rows_csv(rows).encode()),
-        "summary": _write(folder / "summary.csv", summary_csv(cells).encode()),
-        "json": _write(
+        "measurements": write_bytes(folder / "measurements.csv", rows_csv(rows).encode()),
+        "summary": write_bytes(folder / "summary.csv", summary_csv(cells).encode()),
+        "json": write_bytes(
             folder / "summary.json", (json.dumps(summary_json(cells, about), indent=2, allow_nan=False) + "\n").encode()
         ),
     }
@@ -199,19 +198,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Through a temporary neighbor, so that a crash never leaves half a file."""
-    handle, temporary = tempfile.mkstemp(prefix=".medmae-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

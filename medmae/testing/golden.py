@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from medmae.atomic import write_text
 from medmae.find import Found
 
 from .building import SCALE, build
@@ -39,9 +40,7 @@ def compare_golden(found: Found, folder: Path) -> None:
     """
     path, now = folder / f"{found.name}.json", golden(found)
     if os.environ.get(UPDATE) == "1":
-        temporary = path.with_suffix(".json.partial")
-        temporary.write_text(json.dumps(now, indent=1) + "\n", "utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(now, indent=1) + "\n")
     advice = f"If this is meant, run the tests once with {UPDATE}=1 and commit the change of {path.name}."
     assert path.exists(), f"there is no golden file {path.name}. {advice}"
     before = json.loads(path.read_text("utf-8"))

@@ -183,7 +183,7 @@ def test_report_never_turns_names_into_markup(tmp_path):
 
 def run(*arguments):
     code = "import sys; from medmae.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, encoding="utf-8")
 
 
 def test_command_line(planted, tmp_path):
@@ -196,7 +196,7 @@ def test_command_line(planted, tmp_path):
     answer = json.loads(done.stdout)
     assert answer["ok"] is False
     assert len(answer["cases"]) == 12
-    assert page.read_text().startswith("<!doctype html>")
+    assert page.read_text("utf-8").startswith("<!doctype html>")
 
 
 def test_command_line_with_hostile_names(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from volumes import affines
 
 from medmae.core.errors import DataError
 from medmae.data.geometry import back_to_input, crop_affine, same_grid, to_model_grid, voxel_spacing
@@ -27,25 +28,6 @@ def linear_field(shape: tuple[int, ...], affine: np.ndarray, slope: np.ndarray) 
     """A field that is linear in world coordinates: linear resampling must reproduce it wherever it interpolates."""
     index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
     return ((index @ affine[:3, :3].T + affine[:3, 3]) @ slope).astype(np.float32)
-
-
-@st.composite
-def affines(draw: st.DrawFn, *, oblique: bool) -> np.ndarray:
-    """Voxel sizes, an axis permutation, flips, a rotation, an origin."""
-    spacing = np.array([draw(st.floats(0.6, 4.0)) for _ in range(3)])
-    matrix = np.eye(3)[:, draw(st.permutations([0, 1, 2]))] * np.array(
-        [draw(st.sampled_from([-1, 1])) for _ in range(3)]
-    )
-    if oblique:
-        a, b, c = (draw(st.floats(-0.6, 0.6)) for _ in range(3))
-        rx = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-        ry = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-        rz = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-        matrix = rz @ ry @ rx @ matrix
-    affine = np.eye(4)
-    affine[:3, :3] = matrix * spacing
-    affine[:3, 3] = [draw(st.floats(-200, 200)) for _ in range(3)]
-    return affine.astype(np.float32).astype(np.float64)  # as a NIfTI sform stores it
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "AIR", "SPL"])

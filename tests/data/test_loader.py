@@ -270,3 +270,19 @@ def test_real_cases_through_the_cohort(real_data: Path, tmp_path: Path):
             assert torch.isfinite(done[name]).all()
             assert done[name].abs().max() < 40
         assert done["foreground"].float().mean() > 0.3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("tier", ["disk", "memory", "device"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_finishes_as_the_host_does(cohort: FakeCohort, cache: Path, tier: str, workers: int):
+    settings = Augmentation(gamma=1.5, gamma_probability=0.5, noise=0.1, noise_probability=0.5)
+    src = source(cohort, cache, tier=tier, workers=workers, augmentation=settings)
+    for batch in first(src, 6):
+        host = src.finish(batch, device="cpu", training=True)
+        device = src.finish(batch, device="cuda", training=True)
+        assert set(host) == set(device)
+        for name, value in device.items():
+            assert value.device.type == "cuda"
+            assert torch.allclose(value.cpu().double(), host[name].double(), atol=1e-4), name

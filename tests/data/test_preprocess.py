@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from volumes import FakeSpec, FileCase, Section, brain, make_case, volume, write
+from volumes import FakeSpec, FileCase, Section, affines, brain, make_case, volume, write
 
 from medmae.core.errors import DataError, UsageError
 from medmae.data.inference import load_case, to_input_grid
@@ -195,6 +195,64 @@ def test_sform_only_affines_come_back_in_place(tmp_path: Path):
     inner = seen & np.isfinite(back)
     assert inner.sum() > 0.9 * seen.sum()
     assert np.quantile(np.abs(back - truth)[inner], 0.95) < 2e-3
+
+
+def sform_only(folder: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    """A file whose place in the world is told by its sform alone, next to a qform that says something else."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(array, None)
+    image.set_qform(np.diag([3.0, 3, 3, 1]), code=0)
+    image.set_sform(affine, code=2)
+    nibabel.save(image, folder / "any.nii")
+    return folder / "any.nii"
+
+
+@given(affine=affines(oblique=True), orientation=st.sampled_from(["RAS", "LPS", "IAR"]))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_affine_comes_back_exactly(tmp_path: Path, affine: np.ndarray, orientation: str):
+    array = np.random.default_rng(0).integers(1, 900, (7, 8, 9)).astype(np.int16)
+    path = sform_only(tmp_path, array, affine)
+    loaded = load_case({"t1n": path}, PreprocessSettings(orientation=orientation, foreground="all"))
+    values = np.rint(loaded.in_units(loaded.images["t1n"], sequence="t1n"))
+    assert np.array_equal(to_input_grid(values, loaded), array)
+    # and every voxel of the model's grid is where it was in the world
+    place = np.argwhere(values == array[2, 3, 4])
+    world = affine @ [2, 3, 4, 1]
+    away = np.linalg.norm((loaded.affine @ np.c_[place, np.ones(len(place))].T).T[:, :3] - world[:3], axis=1)
+    assert away.min() < 1e-3
+
+
+@given(affine=affines(oblique=True), spacing=st.tuples(*[st.floats(0.8, 2.5)] * 3))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_affine_and_spacing_keep_the_world(tmp_path: Path, affine: np.ndarray, spacing: tuple[float, ...]):
+    shape = (9, 8, 10)
+    slope = np.array([0.05, -0.08, 0.06])
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
+    field = ((index @ affine[:3, :3].T + affine[:3, 3]) @ slope).astype(np.float32)
+    path = sform_only(tmp_path, field, affine)
+    loaded = load_case({"t1n": path}, PreprocessSettings(spacing=spacing, foreground="all"))
+    values = loaded.in_units(loaded.images["t1n"], sequence="t1n")
+    back = to_input_grid(values, loaded, fill=np.nan)
+    # voxels far enough inside for both ways to interpolate: two steps of the coarser grid from the border
+    there = np.linalg.inv(loaded.affine) @ affine
+    where = index @ there[:3, :3].T + there[:3, 3]
+    both = ((where >= 0) & (where <= np.array(loaded.shape) - 1)).all(-1)
+    model = np.stack(np.meshgrid(*[np.arange(n) for n in loaded.shape], indexing="ij"), -1)
+    behind = np.linalg.inv(affine) @ loaded.affine
+    source = model @ behind[:3, :3].T + behind[:3, 3]
+    good = ((source >= 0) & (source <= np.array(shape) - 1)).all(-1)
+    truth = (model @ loaded.affine[:3, :3].T + loaded.affine[:3, 3]) @ slope
+    assert good.any()
+    step = np.ptp(field) / 65535 + 1e-4 * max(1.0, np.abs(field).max() / 100)
+    assert np.abs(values - truth)[good].max() <= 2 * step
+    low = np.floor(where - 1e-6).astype(int).clip(0)
+    high = np.ceil(where + 1e-6).astype(int)
+    inside = both & (high < loaded.shape).all(-1)
+    for corner in np.ndindex(2, 2, 2):
+        at = np.where(np.array(corner, bool), high, low)[inside]
+        inside[inside] = good[tuple(at.T)]
+    assert np.abs(back - field)[inside].max(initial=0) <= 3 * step
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from hypothesis import strategies as st
 
 from medmae.data.preprocess import PreprocessSettings
 
@@ -89,3 +90,22 @@ def make_case(
         tumor[10:14, 10:14, 8:11] = 4
         truth = write(folder / name / "seg.nii.gz", tumor)
     return FileCase(name, files, truth)
+
+
+@st.composite
+def affines(draw: st.DrawFn, *, oblique: bool) -> np.ndarray:
+    """Voxel sizes, an axis permutation, flips, a rotation, an origin."""
+    spacing = np.array([draw(st.floats(0.6, 4.0)) for _ in range(3)])
+    matrix = np.eye(3)[:, draw(st.permutations([0, 1, 2]))] * np.array(
+        [draw(st.sampled_from([-1, 1])) for _ in range(3)]
+    )
+    if oblique:
+        a, b, c = (draw(st.floats(-0.6, 0.6)) for _ in range(3))
+        rx = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+        ry = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+        rz = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+        matrix = rz @ ry @ rx @ matrix
+    affine = np.eye(4)
+    affine[:3, :3] = matrix * spacing
+    affine[:3, 3] = [draw(st.floats(-200, 200)) for _ in range(3)]
+    return affine.astype(np.float32).astype(np.float64)  # as a NIfTI sform stores it

@@ -20,6 +20,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from medmae.atomic import write_text
 from medmae.core.errors import DataError, UsageError
 from medmae.data.cache_build import progress
 from medmae.data.synthetic.anatomy import load_template
@@ -75,8 +76,8 @@ def synthesize(
             shutil.rmtree(path)
     todo = [index for index in range(cases) if not (folder / case_name(index)).is_dir()]
     _make(folder, todo, recipe, workers if workers is not None else os.cpu_count() or 1, quiet)
-    _write_text(folder / TABLE, _table(folder, cases))
-    _write_text(folder / SPEC, _spec(recipe))
+    write_text(folder / TABLE, _table(folder, cases))
+    write_text(folder / SPEC, _spec(recipe))
     return folder / SPEC
 
 
@@ -113,7 +114,7 @@ def _claim(folder: Path, recipe: dict[str, Any], cases: int) -> None:
         return
     if any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty and holds no synthetic cohort: choose an empty or new folder as --out")
-    _write_text(path, json.dumps(recipe, indent=2) + "\n")
+    write_text(path, json.dumps(recipe, indent=2) + "\n")
 
 
 def _clear(folder: Path) -> None:
@@ -240,14 +241,6 @@ preprocess:
 split: {{by: subject, seed: 0, val: 0.1, test: 0.1}}
 license: "synthetic images, no patient; anatomy from the MNI ICBM152 2009a maps"
 """
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file all at once."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    _sync(unfinished)
-    os.replace(unfinished, path)
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,48 @@
+"""Files that are whole or not there.
+
+What is written goes to a temporary neighbor first, is flushed to the disk, and only then takes its name. A crash, a
+full disk or Ctrl-C leaves the old file as it was and no debris.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which becomes ``path`` when the block ends without an error.
+
+    The folder is made where it is missing. The file gets the permissions any new file of this user gets.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".medmae-", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write ``data`` to ``path``, all or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path`` as UTF-8, all or nothing."""
+    return write_bytes(path, text.encode("utf-8"))
