@@ -27,6 +27,7 @@ CHECKED_ROOMS = (
     "medmae.evaluate",
     "medmae.transfer",
     "medmae.convert",
+    "medmae.report",
 )
 
 _hook = jaxtyping.install_import_hook(CHECKED_ROOMS, "beartype.beartype")

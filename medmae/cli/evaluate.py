@@ -151,8 +151,8 @@ def run_study(
     Raises DataError where a case cannot be read, with the faults of all cases, or was a training case of the model and
     ``allow_leakage`` is not set.
     """
-    from medmae.data.cache_build import progress
     from medmae.data.fingerprint import Fingerprints, case_files, case_hash
+    from medmae.data.workers import progress
     from medmae.evaluate.protocol import rows_of
     from medmae.evaluate.statistics import summarize
 
@@ -232,7 +232,7 @@ def load_subject(completer: Completer, case: Any, *, code: str) -> tuple[Subject
 
 def _fit(completer: Completer, training: Sequence[Any]) -> tuple[Baselines | None, int]:
     """The baselines, and the number of cases they come from; cases that cannot be read are left out and said."""
-    from medmae.data.cache_build import progress
+    from medmae.data.workers import progress
     from medmae.evaluate.baselines import Baselines, Sums
 
     sums = Sums(completer.sequences)

@@ -17,7 +17,7 @@ Distance = Callable[[Shaped[Tensor, "b t *what"], Shaped[Tensor, "b t *that"]], 
 
 def mse(guess: Float[Tensor, "b t what"], truth: Float[Tensor, "b t what"]) -> Float[Tensor, "b t"]:
     """Mean squared difference over the content of a token."""
-    return (guess - truth).square().mean(-1)
+    return F.mse_loss(guess, truth, reduction="none").mean(-1)  # keeps no difference for the backward pass
 
 
 def l1(guess: Float[Tensor, "b t what"], truth: Float[Tensor, "b t what"]) -> Float[Tensor, "b t"]:

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from medmae.core.errors import DataError
-from medmae.data.cache_build import build_missing, progress
 from medmae.data.fingerprint import Fingerprints, case_files, case_hash, entry_key, read_json, write_json
 from medmae.data.preprocess import Prepared, PreprocessSettings, SkippedCaseError, Statistics, label_remap, prepare
+from medmae.data.workers import Outcome, each, progress
 
 VERSION = 1
 TIERS = ("disk", "memory", "device")
@@ -174,6 +174,16 @@ def _build_one(
     return "ok", ""
 
 
+def _state(outcome: Outcome) -> tuple[str, str]:
+    """What became of one case; faults of the program itself are raised."""
+    if outcome.died:
+        return "bad", "the process reading it was killed (a damaged file, or memory)"
+    if outcome.error is not None:
+        raise outcome.error
+    state, message = outcome.value
+    return state, message
+
+
 def _preload(settings: PreprocessSettings) -> tuple[str, ...]:
     return ("medmae.data.preprocess", *(("monai.transforms",) if settings.spacing is not None else ()))
 
@@ -214,15 +224,17 @@ def ensure(
         todo = {k: (c, f) for k, c, f in zip(keys, cases, files, strict=True) if k and k not in known}
         jobs = [(case, settings, remap, folder, key, item) for key, (case, item) in todo.items()]
         skipped = set()
-        for (case, *_, key, _files), (state, message) in build_missing(
-            _build_one, jobs, workers=workers, quiet=quiet, preload=_preload(settings)
-        ):
-            if state == "bad":
-                faults.append(f"{case.key}: {message}")
-            elif state == "skip":
-                skipped.add(key)
-                if on_problem is not None:
-                    on_problem(message)
+        in_processes = workers if workers > 1 and len(jobs) > 1 else 0
+        with progress("preparing", len(jobs), quiet=quiet) as advance:
+            for job, outcome in each(_build_one, jobs, workers=in_processes, preload=_preload(settings)):
+                advance()
+                state, message = _state(outcome)
+                if state == "bad":
+                    faults.append(f"{job[0].key}: {message}")
+                elif state == "skip":
+                    skipped.add(job[4])
+                    if on_problem is not None:
+                        on_problem(message)
         fresh = load_entries(folder, [key for key in todo if key not in skipped])
         _update_manifest(folder, fresh.values())
     if faults:

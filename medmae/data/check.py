@@ -1,7 +1,7 @@
 """Every fault of every case, found before training instead of during it.
 
 Each file is read once, in a worker process, and only small facts come back; judging them needs no pixels. A file
-that kills its worker is one more fault (see :mod:`medmae.data.isolated`).
+that kills its worker is one more fault (see :mod:`medmae.data.workers`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from medmae.data.cohort import Case, Cohort, Found
 from medmae.data.facts import LABEL, MANY, MASK, Facts, corners, examine
 from medmae.data.geometry import same_grid
-from medmae.data.isolated import Outcome, each
 from medmae.data.layouts import printable
 from medmae.data.spec import Spec
+from medmae.data.workers import Outcome, each
 
 
 @dataclass(frozen=True)

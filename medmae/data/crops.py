@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int16, Shaped, UInt8
 
+from medmae.atomic import replacing
 from medmae.core.errors import DataError, UsageError
 from medmae.data.cache import Entry
 
@@ -119,14 +120,8 @@ def make_memory_twins(entry: Entry) -> None:
         path = entry.folder / f"{name}.npy"
         if path.exists():
             continue
-        temporary = path.with_name(f".{name}-{os.getpid()}.npy")
-        try:
-            np.save(temporary, _open_blosc(entry.folder / f"{name}.b2nd")[:])
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            np.save(stream, _open_blosc(entry.folder / f"{name}.b2nd")[:])
 
 
 def resident(

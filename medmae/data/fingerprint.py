@@ -6,17 +6,16 @@ case can be spoken of in logs and model folders without a file name or patient i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medmae.atomic import write_text
 from medmae.core.errors import DataError
 from medmae.data.readers import split_channel
 
@@ -113,17 +112,7 @@ def case_files(case: Any, prints: Fingerprints) -> dict[str, str]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as stream:
-            json.dump(value, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    write_text(path, json.dumps(value))
 
 
 def read_json(path: Path, default: Any) -> Any:

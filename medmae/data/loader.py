@@ -25,10 +25,10 @@ from medmae.data import stream
 from medmae.data.artifacts import Artifacts, apply_artifacts
 from medmae.data.augment import Augmentation, draw_augmentation, finish_batch
 from medmae.data.cache import TIERS, Entry, default_folder, ensure
-from medmae.data.cache_build import progress
 from medmae.data.crops import CropReader, make_memory_twins, resident
 from medmae.data.preprocess import PreprocessSettings
 from medmae.data.stream import Draw
+from medmae.data.workers import progress
 
 _CROP = 0x63726F70
 

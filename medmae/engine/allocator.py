@@ -1,10 +1,11 @@
 """Keep freed memory in the process while training on a CPU.
 
 By default glibc gives every block of more than 32 MB back to the system when it is freed and asks for it again a
-moment later. The system hands it out page by page, zeroed, each page with a fault. A training step frees and asks for the
-same gigabytes every time: for a masked autoencoder of 4 x 128^3 voxels that is a third to a half of the step. Two settings of
-``mallopt`` stop it, from inside the running process, so no environment variable has to be set and nothing is started
-again. The process keeps the memory of its largest step until it ends, which is what it would need next anyway.
+moment later. The system hands it out page by page, zeroed, each page with a fault. A training step frees and asks
+for the same gigabytes every time. What that costs differs much between machines and libraries: from a few percent to half of
+the step. Three settings of ``mallopt`` stop it, from inside the running process, so no environment variable has to be
+set and nothing is started again. The process keeps the memory of its largest step until it ends, which is what it would
+need next anyway.
 
 It is for training processes only: a short command gains nothing from it, and loader workers should give memory back.
 """

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from medmae.core.tokens import take
+
+from .kernels import Linear, attend
 
 
 class Attention(nn.Module):
@@ -39,19 +43,24 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
         self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
         self.q_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 1 s"] | None = None) -> Float[Tensor, "b s d"]:
-        """Attend to every key that ``mask`` allows."""
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        mask: Bool[Tensor, "b 1 1 s"] | None = None,
+        rows: Int[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Attend to every key that ``mask`` allows; where ``rows`` are given, from these tokens only."""
         b, s, d = x.shape
         q, k, v = self.qkv(x).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(
-            self.q_norm(q), self.k_norm(k), v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        return F.dropout(self.proj(out.transpose(1, 2).reshape(b, s, d)), self.dropout, self.training)
+        if rows is not None:
+            q = q.gather(2, rows[:, None, :, None].expand(-1, self.heads, -1, d // self.heads))
+        out = attend(self.q_norm(q), self.k_norm(k), v, mask, dropout=self.dropout if self.training else 0.0)
+        return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 
 class Mlp(nn.Module):
@@ -59,7 +68,7 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.dropout = nn.Linear(width, hidden), nn.Linear(hidden, width), dropout
+        self.fc1, self.fc2, self.dropout = Linear(width, hidden), Linear(hidden, width), dropout
 
     def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         """Each token on its own."""
@@ -130,9 +139,15 @@ class Block(nn.Module):
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 1 s"] | None = None) -> Float[Tensor, "b s d"]:
-        """One block."""
-        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), mask)))
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        mask: Bool[Tensor, "b 1 1 s"] | None = None,
+        rows: Int[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """One block; where ``rows`` are given, its output for these tokens only, which still attend to all."""
+        branch = self.drop_path(self.scale1(self.attn(self.norm1(x), mask, rows)))
+        x = (x if rows is None else take(x, rows)) + branch
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
@@ -153,15 +168,26 @@ class Stack(nn.ModuleList):
         self.recompute = False
 
     def forward(
-        self, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 1 s"] | None = None, *, tap: tuple[int, ...] = ()
-    ) -> tuple[Float[Tensor, "b s d"], dict[int, Tensor]]:
-        """The output, and the outputs of the blocks named in ``tap`` (from 0)."""
+        self,
+        x: Float[Tensor, "b s d"],
+        mask: Bool[Tensor, "b 1 1 s"] | None = None,
+        *,
+        tap: tuple[int, ...] = (),
+        rows: Int[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], dict[int, Tensor]]:
+        """The output, and the outputs of the blocks named in ``tap`` (from 0).
+
+        Where ``rows`` are given, the output of these tokens only: the last block does not work for the others.
+        """
         taps = {}
+        if rows is not None and len(self) == 0:
+            x = take(x, rows)
         for i, block in enumerate(self):
+            wanted = rows if i == len(self) - 1 else None
             if self.recompute and self.training:
-                x = checkpoint(block, x, mask, use_reentrant=False)
+                x = checkpoint(block, x, mask, wanted, use_reentrant=False)
             else:
-                x = block(x, mask)
+                x = block(x, mask, wanted)
             if i in tap:
                 taps[i] = x
         return x, taps

@@ -12,6 +12,7 @@ from medmae.core.tokens import TokenLayout, take
 
 from .block import Stack
 from .encoded import Encoded, attention_mask
+from .kernels import Linear
 
 
 class JointDecoder(nn.Module):
@@ -46,7 +47,7 @@ class JointDecoder(nn.Module):
         **options: object,
     ) -> None:
         super().__init__()
-        self.embed = nn.Linear(encoder_width, width)
+        self.embed = Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.positions = positions
@@ -56,7 +57,7 @@ class JointDecoder(nn.Module):
             nn.init.trunc_normal_(vector, std=0.02)
         self.blocks = Stack(depth, width, heads, eps=eps, **options)  # type: ignore[arg-type]
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.head = nn.Linear(width, content)
+        self.head = Linear(width, content)
 
     def features(self, encoded: Encoded, queries: TokenLayout) -> Float[Tensor, "b t d"]:
         """What the head reads: normalized features where the decoder is asked."""
@@ -68,8 +69,9 @@ class JointDecoder(nn.Module):
         if self.names is not None:
             x = x + torch.stack([self.modality[name] for name in self.names]).to(x.dtype)[layout.modality]
         k = prefix.shape[1]
-        x, _ = self.blocks(torch.cat([prefix, x], 1), attention_mask(layout, k))
-        return self.norm(take(x[:, k:], queries.id))
+        asked = queries.id.clamp_min(0) + k
+        x, _ = self.blocks(torch.cat([prefix, x], 1), attention_mask(layout, k), rows=asked)
+        return self.norm(x)
 
     def forward(self, encoded: Encoded, queries: TokenLayout) -> Shaped[Tensor, "b t what"]:
         """Content of every query; rows of missing queries hold anything finite."""
@@ -79,11 +81,11 @@ class JointDecoder(nn.Module):
 class DetailDecoder(nn.Module):
     """A decoder whose guess may borrow detail from other modalities at the same place.
 
-    A token of a few hundred numbers cannot carry thousands of voxels. Aligned sequences share their edges, so the guess is
-    what the inner decoder says plus a correction: a network of one hidden layer maps what the modalities show
-    at a voxel to that voxel, and its weights are written by the query. One layer of gains alone could only be linear in the
-    intensities, which tissue contrast is not. The correction starts at zero. Where a modality is hidden or missing its
-    voxels count as zero and the query is told so; only visible content is borrowed, so nothing leaks.
+    A token of a few hundred numbers cannot carry thousands of voxels. Aligned sequences share their edges, so the
+    guess is what the inner decoder says plus a correction: a network of one hidden layer maps what the modalities show
+    at a voxel to that voxel, and its weights are written by the query. One layer of gains alone could only be linear
+    in the intensities, which tissue contrast is not. The correction starts at zero. Where a modality is hidden or
+    missing its voxels count as zero and the query is told so; only visible content is borrowed, so nothing leaks.
 
     Args:
         inner: a decoder with ``features`` and ``head``.
@@ -95,27 +97,36 @@ class DetailDecoder(nn.Module):
     def __init__(self, inner: JointDecoder, *, width: int, names: Sequence[str], hidden: int = 8) -> None:
         super().__init__()
         self.inner, self.names, self.hidden = inner, tuple(names), hidden
-        m = len(self.names)
-        self.gain = nn.Linear(width + m, m)
-        nn.init.zeros_(self.gain.weight)
-        nn.init.zeros_(self.gain.bias)
+        # Everything that belongs to a modality is kept by its name, so that one can be added to a trained decoder.
+        self.visible = nn.ParameterDict({name: nn.Parameter(torch.empty(width)) for name in self.names})
+        self.gain = nn.ModuleDict({name: nn.Linear(width, 1) for name in self.names})
+        self.into = nn.ModuleDict({name: nn.Linear(width, hidden) for name in self.names} if hidden else {})
+        for vector in self.visible.values():
+            nn.init.trunc_normal_(vector, std=0.02)
+        for weights in self.into.values():
+            nn.init.normal_(weights.bias, std=0.5)  # type: ignore[arg-type]
+        last: list[nn.Module] = list(self.gain.values())
         if hidden:
-            self.into = nn.Linear(width + m, hidden * (m + 1))
-            self.out = nn.Linear(width + m, hidden)
-            nn.init.normal_(self.into.bias, std=m**-0.5)
-            nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.out.bias)
+            self.bias, self.out = nn.Linear(width, hidden), nn.Linear(width, hidden)
+            nn.init.normal_(self.bias.bias, std=0.5)
+            last.append(self.out)
+        for linear in last:
+            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
     def forward(self, encoded: Encoded, queries: TokenLayout) -> Shaped[Tensor, "b t what"]:
         """Content of every query."""
         features = self.inner.features(encoded, queries)
         guess = self.inner.head(features)
         shown, there = self._shown(encoded, queries)
-        shown, writer = shown.to(guess.dtype), torch.cat([features, there.to(features.dtype)], -1)
-        correction = (self.gain(writer) * there.to(guess.dtype))[..., None, :] @ shown
+        shown, there = shown.to(guess.dtype), there.to(guess.dtype)
+        writer = features + there @ torch.stack([self.visible[name] for name in self.names]).to(guess.dtype)
+        gain = torch.cat([self.gain[name](writer) for name in self.names], -1)
+        correction = gain[..., None, :] @ shown
         if self.hidden:
-            weight, bias = self.into(writer).unflatten(-1, (self.hidden, -1)).split([len(self.names), 1], -1)
-            correction = correction + self.out(writer)[..., None, :] @ torch.relu(weight @ shown + bias)
+            weight = torch.stack([self.into[name](writer) for name in self.names], -1)
+            inside = torch.relu(weight @ shown + self.bias(writer)[..., None])
+            correction = correction + self.out(writer)[..., None, :] @ inside
         return guess + correction[..., 0, :]
 
     def _shown(

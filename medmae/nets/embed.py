@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from medmae.core.tokens import Tokens
 
+from .kernels import Linear
+
 
 class SharedEmbed(nn.Module):
     """One linear map for all tokens.
@@ -25,7 +27,7 @@ class SharedEmbed(nn.Module):
 
     def __init__(self, content: int, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(content, width)
+        self.linear = Linear(content, width)
         nn.init.xavier_uniform_(self.linear.weight)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "b n d"]:
@@ -48,7 +50,7 @@ class ModalityEmbed(nn.Module):
     def __init__(self, names: Sequence[str], content: int, width: int, *, tag: bool = False) -> None:
         super().__init__()
         self.names = tuple(names)
-        self.linear = nn.ModuleDict({name: nn.Linear(content, width) for name in self.names})
+        self.linear = nn.ModuleDict({name: Linear(content, width) for name in self.names})
         for linear in self.linear.values():
             nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
         self.tag = nn.ParameterDict({name: nn.Parameter(torch.zeros(width)) for name in self.names}) if tag else None

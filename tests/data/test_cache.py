@@ -12,7 +12,7 @@ import pytest
 from volumes import FakeSpec, FileCase, Section, make_case, volume, write
 
 from medmae.core.errors import DataError, UsageError
-from medmae.data import cache, cache_build
+from medmae.data import cache
 from medmae.data.crops import CropReader, make_memory_twins
 from medmae.data.preprocess import PreprocessSettings, prepare
 from medmae.data.preprocess_command import run_cache_clear, run_cache_status, run_preprocess
@@ -209,20 +209,6 @@ def test_clear_keeps_what_it_is_told_and_touches_nothing_else(tmp_path: Path):
     assert (folder / "notes" / "mine.txt").exists()
     assert list(cache.read_manifest(folder)["entries"]) == [second.key]
     assert cache.clear(tmp_path / "nowhere") == 0
-
-
-def _outcome(number: int) -> tuple[str, str]:
-    if number == 2:
-        os._exit(9)  # as a crash in an image library does
-    return "ok", str(number)
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_blamed_on_its_case_and_the_rest_goes_on():
-    jobs = [(i,) for i in range(5)]
-    found = {job[0]: outcome for job, outcome in cache_build.build_missing(_outcome, jobs, workers=2, quiet=True)}
-    assert {i: state for i, (state, _) in found.items()} == {0: "ok", 1: "ok", 2: "bad", 3: "ok", 4: "ok"}
-    assert "killed" in found[2][1]
 
 
 @pytest.mark.slow

@@ -12,21 +12,16 @@ import json
 import os
 import re
 import shutil
-import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from medmae.atomic import write_text
 from medmae.core.errors import DataError, UsageError
-from medmae.data.cache_build import progress
 from medmae.data.synthetic.anatomy import load_template
 from medmae.data.synthetic.case import case_name, make_case, present_sequences
 from medmae.data.synthetic.signal import SEQUENCES
 from medmae.data.synthetic.tumor import LABELS
+from medmae.data.workers import each, progress
 
 VERSION = 1  # of what is drawn: raise it when the same seed gives other images
 RECIPE, FACTS, TABLE, SPEC = "cohort.json", "case.json", "clinical.csv", "spec.yaml"
@@ -130,39 +125,18 @@ def _clear(folder: Path) -> None:
 
 def _make(folder: Path, todo: list[int], recipe: dict[str, Any], workers: int, quiet: bool) -> None:
     """Write the cases ``todo``, in this process or in several."""
+    jobs = [(folder, index, recipe) for index in todo]
+    in_processes = min(workers, len(todo)) if min(workers, len(todo)) > 1 else 0
     with progress("synthesizing", len(todo), quiet=quiet) as advance:
-        if min(workers, len(todo)) <= 1:
-            for index in todo:
-                write_case(folder, index, recipe)
-                advance()
-            return
-        # spawn: a fork would copy the threads and locks that torch may hold by now
-        context = get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_end_with_parent) as pool:
-            futures = [pool.submit(write_case, folder, index, recipe) for index in todo]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    advance()
-            except BrokenProcessPool as error:
+        for _, outcome in each(write_case, jobs, workers=in_processes, preload=(__name__,)):
+            if outcome.died:
                 raise DataError(
                     f"a worker that wrote synthetic cases to {folder} was killed, most likely for lack of memory: "
                     "finished cases are kept, run it again with fewer --workers"
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """In a worker: stop at once when the main process is killed, rather than wait for work that never comes."""
-    parent = parent_process()
-    if parent is not None:
-
-        def watch(sentinel: int = parent.sentinel) -> None:
-            wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+                )
+            if outcome.error is not None:
+                raise outcome.error
+            advance()
 
 
 def write_case(folder: Path, index: int, recipe: dict[str, Any]) -> None:
