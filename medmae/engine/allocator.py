@@ -2,8 +2,8 @@
 
 By default glibc gives every block of more than 32 MB back to the system when it is freed and asks for it again a
 moment later. The system hands it out page by page, zeroed, each page with a fault. A training step frees and asks
-for the same gigabytes every time. What that costs differs much between machines and libraries: from a few percent to half of
-the step. Three settings of ``mallopt`` stop it, from inside the running process, so no environment variable has to be
+for the same gigabytes every time. What that costs differs much between machines: from a few percent to half of the
+step. Three settings of ``mallopt`` stop it, from inside the running process, so no environment variable has to be
 set and nothing is started again. The process keeps the memory of its largest step until it ends, which is what it would
 need next anyway.
 

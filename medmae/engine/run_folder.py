@@ -102,8 +102,10 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out names the folder of the run.")
     holds = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in holds if name not in OURS]
-    is_run = any(name in holds for name in ("config.yaml", "checkpoints", "metrics.jsonl", "DONE"))
+    # config.yaml, data/ and model/ are common names: only the lock or environment.json says that a run wrote them.
+    claimed = any(name in holds for name in (".lock", "environment.json"))
+    is_run = claimed and any(name in holds for name in ("config.yaml", "checkpoints", "metrics.jsonl", "DONE"))
+    foreign = [name for name in holds if name not in OURS or not claimed]
     if not is_run and foreign:
         raise UsageError(f"{folder} is not empty and not a run (it holds {foreign[0]}); choose another --out.")
     if is_run and not (resume or overwrite):
@@ -125,7 +127,9 @@ def open_run(folder: Path, *, resume: bool, overwrite: bool) -> RunFolder:
     lock = _lock(folder)
     if overwrite:
         for name in OURS:
-            if name != ".lock" and (folder / name).exists():
+            if name == "data":  # only the manifest in it is ours
+                (folder / "data" / "manifest.json").unlink(missing_ok=True)
+            elif name != ".lock" and (folder / name).exists():
                 _remove(folder / name)
     return RunFolder(folder, lock=lock)
 
