@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from medmae import __version__
 from medmae.atomic import replacing, write_text
 from medmae.core.card import Card
-from medmae.core.errors import CheckpointError
+from medmae.core.errors import CheckpointError, UsageError
 from medmae.core.method import Method
+from medmae.core.sequences import canonical
 from medmae.find import find
 
 FORMAT = 1
@@ -40,6 +41,7 @@ class LoadReport:
         unused: names the file has and the network lacks.
         resized: names whose shapes differ, with both shapes.
         fresh: missing names that were expected to be missing (a sequence that was added).
+        dropped: unused names that were expected to be unused (a sequence that was left out).
     """
 
     used: tuple[str, ...] = ()
@@ -47,10 +49,11 @@ class LoadReport:
     unused: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.used)} tensors used"]
-        for kind in ("fresh", "missing", "unused", "resized"):
+        for kind in ("fresh", "dropped", "missing", "unused", "resized"):
             names = getattr(self, kind)
             if names:
                 more = f" and {len(names) - 8} more" if len(names) > 8 else ""
@@ -68,7 +71,12 @@ class Loaded:
 
 
 def load_state(
-    module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True, fresh: Sequence[str] = ()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
 ) -> LoadReport:
     """Copy tensors into a network by name.
 
@@ -76,7 +84,8 @@ def load_state(
         module: the network.
         state: tensors by name.
         strict: refuse any difference.
-        fresh: parts of names (between dots) that the file need not have and the network may not have any more.
+        before: sequences of the file, where they differ from those of the network.
+        after: sequences of the network. What belongs to a sequence that came or went may be missing or unused.
 
     Raises:
         CheckpointError: strict, and a tensor is missing, unused or of another shape; the message names them.
@@ -86,10 +95,17 @@ def load_state(
     used = [k for k in shared if state[k].shape == own[k].shape]
     resized = [f"{k} {tuple(state[k].shape)} -> {tuple(own[k].shape)}" for k in shared if k not in set(used)]
     new = [k for k in own if k not in state]
-    expected = [k for k in new if set(k.split(".")) & set(fresh)]
-    unused = [k for k in state if k not in own and not set(k.split(".")) & set(fresh)]
+    kept, used_names = set(before) & set(after), set(used)
+    expected = [k for k in new if _belongs(k, set(after) - kept, kept, used_names)]
+    left = [k for k in state if k not in own]
+    dropped = [k for k in left if _belongs(k, set(before) - kept, kept, used_names)]
     report = LoadReport(
-        tuple(used), tuple(k for k in new if k not in expected), tuple(unused), tuple(resized), tuple(expected)
+        used=tuple(used),
+        missing=tuple(k for k in new if k not in expected),
+        unused=tuple(k for k in left if k not in dropped),
+        resized=tuple(resized),
+        fresh=tuple(expected),
+        dropped=tuple(dropped),
     )
     if strict and (report.missing or report.unused or report.resized):
         raise CheckpointError(f"the checkpoint does not fit this network: {report}")
@@ -97,6 +113,20 @@ def load_state(
         for name in used:
             own[name].copy_(state[name])
     return report
+
+
+def _belongs(name: str, sequences: set[str], kept: set[str], used: set[str]) -> bool:
+    """Whether a tensor is one of a sequence's own: where a sequence that is kept has a tensor of the same role.
+
+    A sequence may be called like any other part of a network ("head"), so its name alone proves nothing.
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part in sequences:
+            roles = {".".join([*parts[:i], other, *parts[i + 1 :]]) for other in kept}
+            if roles & used or not kept:
+                return True
+    return False
 
 
 def save_model(
@@ -152,10 +182,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as the config of a model folder: {error}") from error
-    if not isinstance(config, dict) or "method" not in config or "recipe" not in config:
+    named = isinstance(config, dict) and isinstance(config.get("method"), str)
+    if not named or not isinstance(config.get("recipe"), dict):
         raise CheckpointError(f"{path} is not the config of a model folder: it names no method and recipe")
-    if config.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{path} has format {config['format']}; this medmae reads up to {FORMAT}: upgrade medmae")
+    version = config.get("format", 0)
+    if not isinstance(version, int) or version > FORMAT:
+        raise CheckpointError(f"{path} has format {version!r}; this medmae reads up to {FORMAT}: upgrade medmae")
     return config
 
 
@@ -193,25 +225,31 @@ def load_model(
 
     Raises:
         CheckpointError: the folder is not a model folder, or its weights do not fit its recipe.
-        UsageError: the recipe cannot be built.
+        UsageError: the recipe cannot be built, or a sequence the model knows is spelled in another way.
     """
     folder, config = model_folder(folder), read_config(folder)
     recipe = dict(config["recipe"])
-    known = list(recipe.get("sequences", ()))
-    fresh: set[str] = set()
+    known = list(recipe.get("sequences") or ())
     if size is not None:
         recipe["size"] = list(size)
     if sequences is not None:
         if "sequences" not in recipe:
             raise CheckpointError(f"{config['method']} has no named sequences, so none can be added or dropped")
-        fresh = set(sequences) ^ set(known)
+        for name in set(sequences) - set(known):
+            if canonical(name) in known:
+                raise UsageError(f"{name} is {canonical(name)}, which this model knows: call it {canonical(name)}")
         recipe["sequences"] = list(sequences)
     method = find(config["method"]).build(**recipe)
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}; copy the file again") from error
-    report = load_state(method, state, strict=strict, fresh=tuple(fresh))
+    if strict and config.get("weights_sha256", "") not in ("", file_hash(folder / WEIGHTS)):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is not the file that {CONFIG} was written for (its hash differs): "
+            "copy the folder again, or load it with strict=False if you know what it is"
+        )
+    report = load_state(method, state, strict=strict, before=known, after=recipe.get("sequences") or known)
     return Loaded(method.eval(), {**config, "recipe": recipe}, report)
 
 

@@ -61,6 +61,9 @@ class Found:
         for key in overrides:
             if key not in signature:
                 raise UsageError(f"{self.name} has no argument {key!r}{_suggest(key, list(signature))}")
+            default = signature[key].default  # the letters of a word would pass for a list
+            if isinstance(default, tuple) and not isinstance(overrides[key], tuple | list):
+                raise UsageError(f"{key} must be a list, such as {list(default)}, not {overrides[key]!r}")
         return _plain(recipe | overrides)
 
     def build(self, *, preset: str | None = None, scale: str | None = None, **overrides: Any) -> Method:

@@ -17,7 +17,7 @@ from medmae.checkpoint import (
     read_config,
     save_model,
 )
-from medmae.core.errors import CheckpointError
+from medmae.core.errors import CheckpointError, UsageError
 from medmae.find import find
 
 
@@ -128,3 +128,64 @@ def test_broken_configs_are_a_checkpoint_error(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="medmae pretrain"):
         read_config(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("wrong", [{"method": ["bm_mae"]}, {"recipe": [1]}, {"recipe": None}, {"format": "2"}])
+def test_a_config_of_another_shape_is_an_error_of_the_checkpoint(saved, wrong):
+    _, run = saved
+    path = run / "model" / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(CheckpointError, match="config"):
+        load_model(run)
+
+
+def test_an_added_sequence_changes_nothing_for_the_others_and_can_be_trained(saved):
+    method, run = saved
+    grown = load_model(run, sequences=(*method.sequences, "adc")).method
+    images = batch(method)
+    plan = method.eval().plan(images)
+    more = images | {"adc": torch.zeros_like(images["t1n"]), "present": torch.tensor([[1, 1, 1, 1, 0]] * 2).bool()}
+    before = method.guess(method.tokenizer(images), plan)
+    torch.testing.assert_close(grown.guess(grown.tokenizer(more), plan), before, atol=1e-4, rtol=1e-4)
+    grown.train()(batch(grown))["reconstruction"].backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in grown.parameters())
+
+
+@pytest.mark.parametrize("sequences", [(), ("t1n", "t1n"), ("t1n", "a.b")])
+def test_impossible_sequences_are_refused(saved, sequences):
+    with pytest.raises(UsageError, match="sequence"):
+        load_model(saved[1], sequences=sequences)
+
+
+def test_another_spelling_never_starts_a_known_sequence_afresh(saved):
+    with pytest.raises(UsageError, match="T1CE is t1c"):
+        load_model(saved[1], sequences=("t1n", "T1CE"))
+
+
+def test_the_report_tells_what_was_dropped(saved):
+    report = load_model(saved[1], sequences=("t1n", "adc")).report
+    dropped = {part for name in report.dropped for part in name.split(".")} & {"t1n", "t1c", "t2w", "t2f"}
+    assert dropped == {"t1c", "t2w", "t2f"}
+    assert "dropped" in str(report)
+    assert not report.unused
+
+
+def test_weights_that_are_not_the_ones_the_config_names_are_refused(saved, tmp_path):
+    method, run = saved
+    with torch.no_grad():
+        method.encoder.norm.bias += 1
+    save_model(tmp_path / "other", method, name="bm_mae", recipe=find("bm_mae").recipe(scale="test"))
+    (run / "model" / WEIGHTS).write_bytes((tmp_path / "other" / WEIGHTS).read_bytes())
+    with pytest.raises(CheckpointError, match="hash differs"):
+        load_model(run)
+    assert load_model(run, strict=False).report.missing == ()
+
+
+def test_a_sequence_called_like_a_part_of_the_network_excuses_no_missing_tensor(saved):
+    _, run = saved
+    added = ("t1n", "t1c", "t2w", "t2f", "head")
+    assert all(".head" in name for name in load_model(run, sequences=added).report.fresh)
+    larger = find("bm_mae").build(scale="test", sequences=list(added))
+    state = {k: v for k, v in from_pretrained(run).state_dict().items() if k != "decoder.inner.head.weight"}
+    with pytest.raises(CheckpointError, match=r"1 missing: decoder\.inner\.head\.weight"):
+        load_state(larger, state, before=added[:-1], after=added)

@@ -155,6 +155,16 @@ def test_plan_layers() -> None:
         ({"model": {}}, "method"),
         ({"train": 3}, "section train"),
         ({"method": {"widht": 3}}, "method.width"),
+        ({"method": {"name": 5}}, "method.name = 5 is not a name"),
+        ({"method": {"preset": ["x"]}}, "method.preset"),
+        ({"data": {"path": 5}}, "data.path = 5 is not a path"),
+        ({"data": {"crop": 5}}, "three whole numbers"),
+        ({"data": {"repeat": "two", "cache": 5, "require": "all"}}, "data.repeat"),
+        ({"data": {"foreground_share": 2}}, "probability"),
+        ({"data": {"augmentation": {"flip": 0.5}}}, "data.augmentation.flip = 0.5 is not three numbers"),
+        ({"data": {"augmentation": {"flip": [0.5]}}}, "three numbers"),
+        ({"data": {"augmentation": None}}, "data.augmentation = None"),
+        ({"data": {"artifacts": {"probability": "often"}}}, "data.artifacts.probability"),
     ],
 )
 def test_plan_refuses(layer: dict[str, Any], words: str) -> None:

@@ -92,3 +92,9 @@ def test_mistakes_in_a_recipe_are_named(options: dict, match: str) -> None:
 def test_values_that_do_not_fit_are_usage_errors(options: dict, match: str) -> None:
     with pytest.raises(UsageError, match=f"(?s)bm_mae cannot be built.*{match}"):
         find.find("bm_mae").build(scale="test", **options)
+
+
+@pytest.mark.parametrize(("key", "value"), [("sequences", "t1n"), ("size", 32)])
+def test_one_word_or_number_is_no_list(key: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{key} must be a list"):
+        find.find("bm_mae").recipe(**{key: value})

@@ -96,11 +96,22 @@ def test_refusals(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (("--method", "bm_mea"), "bm_mae"),
         (("--config", tmp_path / "none.yaml"), "no such file"),
         (("--steps", 2, "--epochs", 3), "choose one"),
+        (("--set", "method.sequences=[]"), "at least one name"),
+        (("--set", "method.sequences=[t1n,t1n]"), "none twice"),
     ):
         assert main(line(cohort, out, *more)) == 2, more
         assert words in capsys.readouterr().err
     assert main(["pretrain", "--out", str(tmp_path / "new")]) == 2
     assert "data init" in capsys.readouterr().err
+
+
+def test_a_missing_logger_is_noticed_before_anything_is_written(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(line(cohort, tmp_path / "run", "--set", "train.loggers=[wandb]")) == 4
+    assert "pip install 'wandb'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_file_and_resume_from_it(cohort: Path, tmp_path: Path) -> None:

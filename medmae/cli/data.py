@@ -64,6 +64,7 @@ def init(
     from medmae.core.errors import UsageError
     from medmae.data.cohort import list_cohort
     from medmae.data.initialize import guess_spec, spec_text
+    from medmae.data.writing import writing
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already. Give another name, or --overwrite.")
@@ -79,7 +80,8 @@ def init(
     if out is None:
         emit(text)
     else:
-        write_bytes(out, text.encode())
+        with writing(out):
+            write_bytes(out, text.encode())
         say(f"Wrote {out}. Read it, then run: medmae data check --data {out}")
 
 
@@ -130,10 +132,15 @@ def check(
     if report is not None:
         from medmae.atomic import write_bytes
         from medmae.data.check_report import html_report
+        from medmae.data.writing import writing
 
-        write_bytes(report, html_report(checked, identify=identify).encode(errors="replace"))
+        with writing(report):
+            write_bytes(report, html_report(checked, identify=identify).encode(errors="replace"))
         say(f"Report: {report}")
     if checked.errors:
+        if flags().quiet and not flags().json:
+            faults = (*checked.listing, *(finding.text() for finding in checked.findings if finding.error))
+            raise DataError(f"{checked.summary()}. Correct the files or the spec:\n  - " + "\n  - ".join(faults))
         raise DataError(f"{checked.summary()}. Every fault is listed above; correct the files or the spec.")
     say(f"No fault found in {len(checked.cohort.cases)} case(s).", style="green")
 

@@ -61,6 +61,7 @@ def reconstruct(
     all given sequences) are fitted on training cases only. Intervals are 95 % bootstrap intervals over cases.
     """
     from medmae.data.cohort import open_cohort
+    from medmae.data.writing import writing
 
     if split not in PARTS:
         raise UsageError(f"--split must be one of {', '.join(PARTS)}, not {split!r}")
@@ -89,7 +90,8 @@ def reconstruct(
         completer, chosen, training=training[:fit_cases], allow_leakage=allow_leakage, identify=identify, seed=seed
     )
     about = {**study.about, "split": split, "fit": "the training part of " + ("--fit" if fit is not None else "--data")}
-    files = study.write(out, about=about)
+    with writing(out):
+        files = study.write(out, about=about)
     if flags().json:
         from medmae.evaluate.table import summary_json
 

@@ -15,7 +15,7 @@ def run(checkpoint: Annotated[Path, typer.Argument(help="Model folder or run fol
     from medmae.checkpoint import WEIGHTS, file_hash, load_model, model_folder
 
     folder = model_folder(checkpoint)
-    loaded = load_model(folder)
+    loaded = load_model(folder, strict=False)
     config = loaded.config
     intact = config.get("weights_sha256") == file_hash(folder / WEIGHTS)
     if flags().json:
@@ -29,4 +29,5 @@ def run(checkpoint: Annotated[Path, typer.Argument(help="Model folder or run fol
     for key, value in config["recipe"].items():
         emit(f"  {key}: {value}")
     if data:
-        emit(f"  data: {', '.join(f'{k}={v}' for k, v in data.items() if k not in ('subjects', 'statistics'))}")
+        shown = {key: value for key, value in data.items() if key not in ("subjects", "statistics", "files")}
+        emit(f"  data: {', '.join(f'{key}={value}' for key, value in shown.items())}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medmae.cli.console import detail, emit_json, flags, main_process, say
+from medmae.cli.pretrain_checks import check_sequences, wrong_data
 
 if TYPE_CHECKING:
     from medmae.core.method import Method
@@ -141,6 +142,9 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
             raise UsageError(f"--init {init} holds {origin['method']}, not {wanted['name']}.")
         kept = {k: v for k, v in origin["recipe"].items() if k != "sequences"}
         wanted = {"name": origin["method"], **kept, **wanted}
+    for word in ("name", "preset", "scale"):
+        if not isinstance(wanted.get(word) or "", str):
+            raise UsageError(f"method.{word} = {wanted[word]!r} is not a name.")
     name = wanted.pop("name", None) or "bm_mae"
     found = find(name)
     if found.card.kind != "volume":
@@ -160,6 +164,9 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
     if "sequences" in recipe and "sequences" not in wanted:
         recipe["sequences"] = None
     data = merge(DATA, {"augmentation": asdict(Augmentation()), "artifacts": None}, merged.get("data") or {})
+    faults = wrong_data(data, asdict(Augmentation()))
+    if faults:
+        raise UsageError("These data settings cannot be meant:\n  " + "\n  ".join(faults))
     settings = train_settings(merged.get("train") or {})
     labels = {k: wanted[k] for k in ("preset", "scale") if wanted.get(k) is not None}
     config = {"method": {"name": name, **labels, **recipe}, "data": data, "train": settings.to_dict()}
@@ -192,6 +199,7 @@ def start(
     from medmae.data.loader import VolumeSource
     from medmae.engine.allocator import keep_freed_memory
     from medmae.engine.distributed import Processes, leave
+    from medmae.engine.listeners import check_listeners
     from medmae.engine.run_folder import check_free
     from medmae.engine.trainer import pretrain
     from medmae.find import find
@@ -202,10 +210,15 @@ def start(
         raise UsageError(
             "There is no cohort: --data SPEC. `medmae data init FOLDER` writes a spec for a folder of images."
         )
+    if main_process():
+        check_listeners(settings.loggers)
     cohort = open_cohort(data["path"], require=data["require"])
+    if resume and out is not None and not (out / "config.yaml").exists():
+        say(f"There is no run in {out} to resume: a new one starts.")
     recipe = dict(plan.recipe)
     if "sequences" in recipe and recipe["sequences"] is None:
         recipe["sequences"] = list(cohort.sequences)
+    check_sequences(recipe.get("sequences"), cohort.sequences)
     crop = _crop(recipe, data)
     out = out or Path("runs") / _folder_name(f"{cohort.spec.name}-{plan.name}")
     if main_process():
@@ -322,7 +335,10 @@ def _crop(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[int, int,
         raise UsageError("This method takes any size: say how much it sees at once with --set data.crop=[96,96,96].")
     if crop is not None and size is not None and list(crop) != list(size):
         raise UsageError(f"data.crop is {list(crop)} and method.size {list(size)}; set method.size alone.")
-    x, y, z = (int(n) for n in (crop if crop is not None else size or ()))
+    shape = list(crop if crop is not None else size or ())
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise UsageError(f"volumes have three axes: {shape} is not a size in voxels such as [96,96,96].")
+    x, y, z = shape
     return x, y, z
 
 
@@ -331,8 +347,8 @@ def _initialize(method: Method, folder: Path) -> Any:
     from medmae.checkpoint import load_model, load_state
 
     loaded = load_model(folder)
-    fresh = set(loaded.method.sequences) ^ set(method.sequences)
-    return load_state(method, loaded.method.state_dict(), fresh=tuple(fresh))
+    state = loaded.method.state_dict()
+    return load_state(method, state, before=loaded.method.sequences, after=method.sequences)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

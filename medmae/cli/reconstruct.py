@@ -58,6 +58,9 @@ def run(
             help="Image of the target sequence (any patient); the mean and deviation of its foreground give the units."
         ),
     ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Bring inputs that lie on another grid to that of the reference.")
+    ] = False,
     overlap: Annotated[
         float,
         typer.Option(
@@ -101,7 +104,8 @@ def run(
         jobs = [Job(named, mask, targets, _file_names(out, targets), None)]
     else:
         jobs = []
-    _refuse(jobs, overwrite=overwrite)
+    keep = frozenset() if match is None else frozenset({Path(os.path.realpath(match))})
+    _refuse(jobs, overwrite=overwrite, keep=keep)
 
     from .completion import open_completer
 
@@ -110,7 +114,7 @@ def run(
         _check_known(_canonical(name), completer.sequences)
     if data is not None:
         jobs = _cohort_jobs(data, completer, targets, out, hide_present=hide_present)
-        _refuse(jobs, overwrite=overwrite)
+        _refuse(jobs, overwrite=overwrite, keep=keep)
     order = None if reference is None else _canonical(reference)
     if order is not None and data is None and order not in named:
         raise UsageError(f"--reference {reference}: that sequence was not given; given are {', '.join(named)}")
@@ -119,7 +123,7 @@ def run(
     written, faults = [], []
     for job in jobs:
         try:
-            written += job.run(completer, scales, reference=order, identify=identify)
+            written += job.run(completer, scales, reference=order, identify=identify, resample=resample)
         except DataError as error:
             if data is None:
                 raise
@@ -146,14 +150,22 @@ class Job:
     name: str | None
 
     def run(
-        self, completer: Completer, scales: Mapping[str, Scale], *, reference: str | None, identify: bool
+        self,
+        completer: Completer,
+        scales: Mapping[str, Scale],
+        *,
+        reference: str | None,
+        identify: bool,
+        resample: bool = False,
     ) -> list[dict[str, Any]]:
         """Reconstruct and write; returns what the sidecars say, with the path of each file."""
         from medmae.data.inference import load_case
 
         first = [name for name in self.inputs if name == reference]
         order = [*first, *(name for name in self.inputs if name not in first)]
-        case = load_case({name: self.inputs[name] for name in order}, completer.preprocess, mask=self.mask)
+        settings = {**completer.preprocess, **({"on_mismatch": "resample"} if resample else {})}
+        case = load_case({name: self.inputs[name] for name in order}, settings, mask=self.mask)
+        _refuse_twins(case.files)
         with _bar(self.name or ", ".join(self.targets)) as bar:
             guesses = completer.guess(
                 case.images, case.foreground, spacing=case.spacing, targets=self.targets, on_windows=bar
@@ -169,6 +181,7 @@ class Job:
 
         from medmae.data.inference import to_input_grid
         from medmae.data.nifti import write_like
+        from medmae.data.writing import writing
 
         values = guess.astype(np.float32) * np.float32(scale.std) + np.float32(scale.mean)
         if not np.isfinite(values[case.foreground]).all():
@@ -178,15 +191,12 @@ class Job:
         background = min(0.0, float(values[case.foreground].min()))
         values = np.where(case.foreground, values, np.float32(background))
         path = self.files[target]
-        path.parent.mkdir(parents=True, exist_ok=True)
         about = self._about(target, case, completer, scale, background, identify=identify)
-        write_like(
-            path,
-            to_input_grid(values, case, fill=background),
-            case.header,
-            description=DESCRIPTION.format(target=target),
-        )
-        _write_json(sidecar(path), about)
+        image = to_input_grid(values, case, fill=background)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_like(path, image, case.header, description=DESCRIPTION.format(target=target))
+            _write_json(sidecar(path), about)
         return {"file": os.fspath(path), **about}
 
     def _about(
@@ -270,11 +280,21 @@ def _file_names(out: Path, targets: Sequence[str]) -> dict[str, Path]:
     return {name: out / f"{name}.nii.gz" for name in targets}
 
 
-def _refuse(jobs: Sequence[Job], *, overwrite: bool) -> None:
-    """Before any work: nothing is overwritten unasked, and no input ever."""
+def _refuse_twins(files: Mapping[str, str]) -> None:
+    """One image under two names is a slip, and its reconstruction would look as good as any."""
+    first: dict[str, str] = {}
+    for name, digest in files.items():
+        if first.setdefault(digest, name) != name:
+            raise DataError(f"{first[digest]} and {name} are the same image; give each sequence its own file")
+
+
+def _refuse(jobs: Sequence[Job], *, overwrite: bool, keep: frozenset[Path]) -> None:
+    """Before any work: nothing is overwritten unasked, and no input (nor what is in ``keep``) ever."""
     there = []
     for job in jobs:
-        sources = {Path(os.path.realpath(path)) for path in (*job.inputs.values(), *([job.mask] if job.mask else []))}
+        sources = keep | {
+            Path(os.path.realpath(path)) for path in (*job.inputs.values(), *([job.mask] if job.mask else []))
+        }
         for path in job.files.values():
             for file in (path, sidecar(path)):
                 if Path(os.path.realpath(file)) in sources:
@@ -308,6 +328,7 @@ def _cohort_jobs(
         say(note, style="dim")
     jobs, idle = [], 0
     root = Path(os.path.realpath(out))
+    own = {Path(os.path.realpath(path)).parent for case in cohort.cases for path in case.images.values()}
     for case in cohort.cases:
         wanted = [name for name in targets if hide_present or name not in case.images]
         inputs = {
@@ -321,6 +342,10 @@ def _cohort_jobs(
         folder = out / case.file_stem
         if Path(os.path.realpath(folder)).parent != root:
             raise UsageError(f"{folder} leads out of {out}; remove that link or choose another --out")
+        loose = cohort.spec.layout == "folder" or Path(source).is_dir()  # whatever lies there is a case next time
+        listed = loose and root.is_relative_to(os.path.realpath(cohort.spec.folder))
+        if listed or root in own or root / case.file_stem in own:  # they would be taken for real ones ever after
+            raise UsageError(f"--out {out} would put synthetic images among the cohort's own; choose another folder")
         jobs.append(Job(inputs, case.mask, wanted, {n: folder / f"{n}.nii.gz" for n in wanted}, case.key))
     if idle:
         say(f"{idle} case(s) left aside: they have every target, or nothing to start from")

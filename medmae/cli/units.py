@@ -42,6 +42,7 @@ def scale_of(target: str, data: Mapping[str, Any], *, units: str | None, match: 
         DataError: the image to match cannot be read or is constant.
     """
     if match is not None:
+        _check_standardized(target, data)
         return _matched(match)
     known = (data.get("statistics") or {}).get(target)
     if units == "zscore" or (units is None and known is None):
@@ -56,6 +57,15 @@ def scale_of(target: str, data: Mapping[str, Any], *, units: str | None, match: 
             f"the model knows no intensities of {target}; use --units zscore, or --match with an image of that sequence"
         )
     return Scale("cohort", float(known["mean"]), float(known["std"]), "average over the model's training cases")
+
+
+def _check_standardized(target: str, data: Mapping[str, Any]) -> None:
+    """Mean and deviation of an image are units only where the model itself counts in deviations from the mean."""
+    from medmae.data.preprocess import PreprocessSettings
+
+    settings = PreprocessSettings.of(data.get("preprocess") or {})
+    if settings.window(target) is not None or settings.normalize == "none":
+        raise UsageError(f"the model knows {target} in its own units already, not in deviations; leave out --match")
 
 
 def _matched(path: Path) -> Scale:

@@ -41,6 +41,8 @@ class Autoencoder(Method):
         reduce: str | None = None,
     ) -> None:
         super().__init__()
+        if reduce not in ("sum", "mean", None):
+            raise ValueError(f"reduce must be 'sum', 'mean' or None, not {reduce!r}")
         self.sequences = tokenizer.names
         self.tokenizer, self.sampler, self.target = tokenizer, sampler, target
         self.encoder, self.decoder = encoder, decoder

@@ -37,6 +37,8 @@ class Grid:
     def __post_init__(self) -> None:
         if len(self.size) != len(self.patch):
             raise ValueError(f"size {self.size} and patch {self.patch} have different numbers of axes")
+        if not all(isinstance(n, int) for n in (*self.size, *self.patch, self.channels)):
+            raise ValueError(f"size {self.size}, patch {self.patch} and channels {self.channels} must be whole numbers")
         if min(*self.size, *self.patch, self.channels) < 1:
             raise ValueError(f"size {self.size}, patch {self.patch} and channels {self.channels} must be positive")
         if any(s % p for s, p in zip(self.size, self.patch, strict=True)):
@@ -87,6 +89,23 @@ class Grid:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(self.shape))
 
 
+RESERVED = ("present", "foreground", "spacing", "key")
+"""Entries of a batch that are no images."""
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    """Names that can be entries of a batch and of a checkpoint, each once."""
+    if not names:
+        raise ValueError("no sequences: name at least one")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a sequence is named twice: {', '.join(names)}")
+    # Parameters are kept by these names in dictionaries of modules, which have attributes of their own.
+    own = {*RESERVED, "", *dir(nn.ModuleDict), *dir(nn.ParameterDict)}
+    taken = [name for name in names if name in own or "." in name]
+    if taken:
+        raise ValueError(f"{taken[0]!r} cannot name a sequence: it is reserved, empty or has a dot; rename it")
+
+
 class ModalityGrid(nn.Module):
     """The tokenizer of several aligned images (MRI sequences, channels, views) on one grid.
 
@@ -106,6 +125,7 @@ class ModalityGrid(nn.Module):
         super().__init__()
         if coords not in ("grid", "mm"):
             raise ValueError(f"coords must be 'grid' or 'mm', not {coords!r}")
+        _check_names(tuple(names))
         self.names, self.grid, self.coords, self.unit = tuple(names), grid, coords, unit
 
     def forward(self, batch: Batch) -> Tokens:
@@ -116,7 +136,10 @@ class ModalityGrid(nn.Module):
         """
         images = [batch[name] if name in batch else self._absent(batch, i) for i, name in enumerate(self.names)]
         content = torch.cat([self.grid.patchify(image) for image in images], 1)
-        return Tokens(self.layout(batch, like=content), content)
+        layout = self.layout(batch, like=content)
+        if layout.ragged:  # whatever a missing image holds, NaN too, it holds nothing from here on
+            content = content.masked_fill(~layout.exists[..., None], 0)
+        return Tokens(layout, content)
 
     def layout(self, batch: Batch, *, like: Tensor) -> TokenLayout:
         """The layout alone; ``like`` tells batch size and device."""

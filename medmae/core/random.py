@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _GAMMA = 0x9E3779B97F4A7C15
@@ -74,6 +74,11 @@ def gamma(key: Int[Tensor, " b"], n: int, *, shape: float, stream: int) -> Float
     The rejection loop is unrolled to a fixed number of rounds and the first accepted value is taken, so that the
     result stays a pure function of the key.
     """
+    return _log_gamma(key, n, shape=shape, stream=stream).exp().float().clamp_min(1e-37)
+
+
+def _log_gamma(key: Int[Tensor, " b"], n: int, *, shape: float, stream: int) -> Float[Tensor, "b n"]:
+    """Logarithms of :func:`gamma`, in float64: at small shapes most of the numbers themselves are too small to hold."""
     if shape <= 0:
         raise ValueError(f"the shape of a gamma distribution must be positive, not {shape}")
     d = (shape if shape >= 1.0 else shape + 1.0) - 1.0 / 3.0
@@ -82,14 +87,21 @@ def gamma(key: Int[Tensor, " b"], n: int, *, shape: float, stream: int) -> Float
     v = (1.0 + x / math.sqrt(9.0 * d)) ** 3
     accepted = (v > 0) & (torch.log(u) < 0.5 * x * x + d - d * v + d * torch.log(v.clamp_min(1e-30)))
     first = accepted.int().argmax(-1, keepdim=True)
-    value = d * v.gather(-1, first).squeeze(-1).clamp_min(1e-30)
+    value = (d * v.gather(-1, first).squeeze(-1).clamp_min(1e-30)).double().log()
     if shape < 1.0:
         boost = (1.0 - uniform(key, n, stream=mix(stream, 2))).double()
-        value = (value.double() * boost ** (1.0 / shape)).clamp_min(1e-300).float().clamp_min(1e-37)
+        value = value + boost.log() / shape
     return value
 
 
-def dirichlet(key: Int[Tensor, " b"], n: int, *, alpha: float, stream: int) -> Float[Tensor, "b n"]:
-    """Shares of ``n`` parts that sum to one, from a symmetric Dirichlet distribution."""
-    parts = gamma(key, n, shape=alpha, stream=stream)
-    return parts / parts.sum(-1, keepdim=True)
+def dirichlet(
+    key: Int[Tensor, " b"], n: int, *, alpha: float, stream: int, among: Bool[Tensor, "b n"] | None = None
+) -> Float[Tensor, "b n"]:
+    """Shares of ``n`` parts that sum to one, from a symmetric Dirichlet distribution.
+
+    Where ``among`` is given, only its parts get a share (none where it has none); the others are exactly zero.
+    """
+    parts = _log_gamma(key, n, shape=alpha, stream=stream)
+    if among is None:
+        return parts.softmax(-1).float()
+    return parts.masked_fill(~among, -torch.inf).softmax(-1).float().where(among, 0.0)

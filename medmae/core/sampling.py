@@ -21,7 +21,7 @@ Key = Int[Tensor, " b"]
 Priority = Callable[[Tokens, Key], Float[Tensor, "b n"]]
 """Lower comes first. Missing tokens may get any value: the sampler puts them last."""
 
-PRIORITY, TIE, SHARES, DROP, SUBSET, COMPLETE = range(11, 17)  # streams of randomness, one per purpose
+PRIORITY, TIE, SHARES, DROP, SUBSET, SHIFT = range(11, 17)  # streams of randomness, one per purpose
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def ratio_per_modality(value: float, *, modalities: int) -> Budget:
 def shares(value: float, *, modalities: int, alpha: float = 1.0, drop: float = 0.0, complete: float = 0.0) -> Budget:
     """Dirichlet shares of one exact total over the modalities a sample has (MultiMAE; BM-MAE).
 
-    The total is ``keep_count(existing tokens, value)``. Shares are redrawn while one asks for more than a modality has
-    (which the reference attempts but does not achieve); what rounding leaves over is filled or dropped at random.
+    The total is ``keep_count(existing tokens, value)``. Shares are redrawn, up to seven times, while one asks for more
+    than a modality has (which the reference attempts but does not achieve), and then cut to that; what cutting and
+    rounding leave over is filled or dropped at random. At low mask ratios most draws are cut.
 
     Args:
         value: mask ratio over all existing tokens.
@@ -106,6 +107,8 @@ def shares(value: float, *, modalities: int, alpha: float = 1.0, drop: float = 0
             the situation in which a missing sequence is reconstructed.
     """
     _check_ratio(value)
+    if alpha <= 0:
+        raise ValueError(f"alpha must be positive, not {alpha}")
     for name, p in (("drop", drop), ("complete", complete)):
         if not 0 <= p <= 1:
             raise ValueError(f"{name} must be a probability, not {p}")
@@ -124,10 +127,9 @@ def shares(value: float, *, modalities: int, alpha: float = 1.0, drop: float = 0
                 total = torch.where((chance < complete) & subset, existing.sum(1), total)
             total = torch.minimum(total, existing.sum(1))
         keys = (key[:, None] + torch.arange(rounds, device=key.device) * _SALT).flatten()
-        draws = dirichlet(keys, modalities, alpha=alpha, stream=SHARES).view(len(key), rounds, modalities)
-        draws = draws * (existing > 0)[:, None]
-        draws = draws / draws.sum(-1, keepdim=True).clamp_min(1e-30)
-        wanted = draws * total[:, None, None]
+        among = (existing > 0).repeat_interleave(rounds, 0)
+        draws = dirichlet(keys, modalities, alpha=alpha, stream=SHARES, among=among)
+        wanted = draws.view(len(key), rounds, modalities) * total[:, None, None]
         fits = (wanted <= existing[:, None]).all(-1)
         first = fits.int().argmax(1)[:, None, None].expand(-1, 1, modalities)
         per = torch.minimum(wanted.gather(1, first)[:, 0].round().long(), existing)
@@ -185,7 +187,7 @@ def block(edge: float) -> Priority:
 
     def priority(tokens: Tokens, key: Key) -> Float[Tensor, "b n"]:
         coords = tokens.layout.coords
-        shift = uniform(key, coords.shape[-1], stream=PRIORITY)[:, None] * edge
+        shift = uniform(key, coords.shape[-1], stream=SHIFT)[:, None] * edge
         cell = torch.div(coords + shift, edge, rounding_mode="floor").long()
         code = key[:, None] * 0 + tokens.layout.modality
         for axis in range(cell.shape[-1]):
@@ -205,7 +207,8 @@ class MaskSampler(nn.Module):
         priority: who comes first.
         budget: how many are visible.
         weigh: weigh each target by the share of it that counts (``TokenLayout.weight``).
-        ask: share of the masked tokens that is asked for, in (0, 1]; the masked token last in priority comes first.
+        ask: share of the masked tokens that is asked for, in (0, 1]: those last in priority where the budget has one
+            group; tokens of groups that are hidden whole, then any, where it has several.
     """
 
     def __init__(self, priority: Priority, budget: Budget, *, weigh: bool = False, ask: float = 1.0) -> None:
@@ -214,6 +217,7 @@ class MaskSampler(nn.Module):
             raise ValueError(f"ask must be in (0, 1], not {ask}")
         self.priority, self.budget, self.weigh, self.ask = priority, budget, weigh, ask
 
+    @torch.compiler.disable  # a plan is integers, some of them of sizes that depend on the data: nothing to compile
     def forward(self, tokens: Tokens, key: Int[Tensor, " b"]) -> MaskPlan:
         """The plan of every sample.
 

@@ -113,7 +113,14 @@ class Codes(nn.Module):
         super().__init__()
         self.book = book
         if isinstance(book, nn.Module):
-            book.requires_grad_(False)
+            book.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Codes:
+        """Keep the code book in evaluation mode whatever the student does."""
+        super().train(mode)
+        if isinstance(self.book, nn.Module):
+            self.book.eval()
+        return self
 
     @torch.no_grad()
     def forward(self, tokens: Tokens) -> Shaped[Tensor, "b n"]:

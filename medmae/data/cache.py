@@ -30,6 +30,7 @@ from medmae.core.errors import DataError
 from medmae.data.fingerprint import Fingerprints, case_files, case_hash, entry_key, read_json, write_json
 from medmae.data.preprocess import Prepared, PreprocessSettings, SkippedCaseError, Statistics, label_remap, prepare
 from medmae.data.workers import Outcome, each, progress
+from medmae.data.writing import writing
 
 VERSION = 1
 TIERS = ("disk", "memory", "device")
@@ -203,7 +204,8 @@ def ensure(
     DataError names all faults; what was built until then stays. ``on_problem`` is told of each case left out.
     """
     folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     settings, remap = PreprocessSettings.of(spec), label_remap(spec)
 
     faults: list[str] = []
@@ -218,7 +220,12 @@ def ensure(
                 files.append({})
             advance()
     keys = [entry_key(item, settings.describe(), remap, version=VERSION) if item else "" for item in files]
-    with locked(folder):
+    known = load_entries(folder, keys)
+    if not faults and len(known) == len(set(keys)):  # a finished cache is served from a read-only disk, too
+        with contextlib.suppress(OSError), locked(folder):
+            prints.save()
+        return tuple(known[key] for key in keys)
+    with writing(folder), locked(folder):
         prints.save()
         known = load_entries(folder, keys)
         todo = {k: (c, f) for k, c, f in zip(keys, cases, files, strict=True) if k and k not in known}
@@ -312,7 +319,7 @@ def clear(folder: str | Path, *, keep: Iterable[str] = ()) -> int:
         return 0
     kept = set(keep)
     removed = 0
-    with locked(folder):
+    with writing(folder), locked(folder):
         for path in sorted(folder.iterdir()):
             ours = _is_key(path.name) and (path / "entry.json").is_file()
             leftover = path.name.startswith(".") and path.is_dir()

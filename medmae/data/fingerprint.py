@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat as modes
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,8 @@ class Fingerprints:
     def _of_file(self, path: Path) -> str:
         try:
             stat = path.stat()
+            if not modes.S_ISREG(stat.st_mode):  # a named pipe would be waited for, forever
+                raise DataError(f"{path}: cannot be read (not a regular file)")
             name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
             mark = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
             known = self._known.get(name)

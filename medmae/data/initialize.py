@@ -155,7 +155,10 @@ def _from_list(path: Path) -> dict[str, Any]:
 
 def _from_table(path: Path) -> dict[str, Any]:
 
-    names = names_in_table(*read_rows(path))
+    try:
+        names = names_in_table(*read_rows(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not names:
         raise ValueError(f"{path}: no column is named after a sequence such as t1n, t1c, t2w or flair")
     return {"medmae": 1, "name": printable(path.stem), "layout": "csv", "file": path.name,

@@ -260,7 +260,8 @@ def _check_grids(case: Any, volumes: Mapping[str, Any], reference: Any, settings
     message = (
         f"case {case.key}: not on the grid of {first} (shape {tuple(reference.array.shape)}, affine "
         f"{np.round(reference.affine, 3).tolist()}): {'; '.join(wrong)}. "
-        "Set geometry.on_mismatch to resample (bring them to its grid) or skip (leave the case out)"
+        "Set geometry.on_mismatch to resample (bring them to its grid) or skip (leave the case out); "
+        "for single files `medmae reconstruct` has --resample"
     )
     raise SkippedCaseError(message) if settings.on_mismatch == "skip" else DataError(message)
 

@@ -330,5 +330,7 @@ def _stream_voxels(stream, begun: int, offset: int, stored: int, *, keep: bool, 
                 if not stream.read(_CHUNK):
                     break
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if total >= end:
+            raise Fault(f"damaged: {printable(str(error))}; copy or download it again") from error
         raise Fault(f"{_short(end, total)} ({printable(str(error))})") from error
     return b"".join(parts) if keep else None

@@ -9,7 +9,10 @@ from pathlib import Path
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Column names and (line number, cells) of a CSV or TSV; ValueError where it is not one."""
     with open(path, encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
+        try:
+            head = file.readline()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not a text table in UTF-8 ({error}); save it as CSV UTF-8") from error
         file.seek(0)
         separator = "\t" if path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head) else ","
         if separator == "," and head.count(";") > head.count(","):

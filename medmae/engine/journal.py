@@ -39,13 +39,17 @@ class Journal:
     """Appends rows to ``metrics.jsonl`` and ``metrics.csv`` in ``folder`` and passes them to the listeners.
 
     ``step`` is the number of completed optimizer steps of a resumed run (0 for a new one): later rows are
-    removed.
+    removed. ``validated`` is the step of its latest validation, where that may be earlier: a validation after it
+    will be done again, so its row goes too.
     """
 
-    def __init__(self, folder: Path, *, step: int = 0, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, step: int = 0, validated: int | None = None, listeners: Sequence[Listener] = ()
+    ) -> None:
         """Open the files, cut back to ``step``."""
         self._lines, self._table = folder / "metrics.jsonl", folder / "metrics.csv"
-        rows = [row for row in read_rows(self._lines) if row["step"] <= step]
+        ends = {"val": step if validated is None else validated}
+        rows = [row for row in read_rows(self._lines) if row["step"] <= ends.get(row["split"], step)]
         write_text(self._lines, "".join(json.dumps(row) + "\n" for row in rows))
         self._columns: list[str] = []
         self._rewrite_table(rows)

@@ -25,6 +25,13 @@ def open_listeners(names: Sequence[str], *, folder: Path, step: int, settings: M
     return [makers[name](folder, step=step, settings=settings) for name in names]
 
 
+def check_listeners(names: Sequence[str]) -> None:
+    """Refuse loggers whose package is not installed, before anything is prepared or written."""
+    needs = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+    for name in names:
+        _need(needs[name], package="mlflow-skinny" if name == "mlflow" else name)
+
+
 class TensorBoard:
     """Event files in ``folder/tensorboard``."""
 
@@ -71,7 +78,7 @@ class Wandb:
 
 
 class Mlflow:
-    """An mlflow run: the tracking server of the environment, or a local ``folder/mlflow.db``."""
+    """An mlflow run: the tracking server of the environment, or a local ``folder/mlflow``."""
 
     def __init__(self, folder: Path, *, step: int, settings: Mapping[str, Any]) -> None:
         """Start or continue the run; its id is kept in ``folder/mlflow.json``."""

@@ -385,7 +385,7 @@ class _Trainer:
         (self.run.path / "DONE").unlink(missing_ok=True)
         settings = self.settings
         listeners = open_listeners(settings.loggers, folder=self.run.path, step=self.step, settings=settings.to_dict())
-        return Journal(self.run.path, step=self.step, listeners=listeners)
+        return Journal(self.run.path, step=self.step, validated=self.validated, listeners=listeners)
 
 
 def _due(step: int, every: int, total: int) -> bool:

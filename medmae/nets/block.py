@@ -40,7 +40,7 @@ class Attention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if width < 1 or heads < 1 or width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
         self.heads, self.dropout = heads, dropout
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
@@ -93,6 +93,8 @@ class DropPath(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"drop_path must be in [0, 1), not {probability}: at 1 nothing is left to scale up")
         self.probability = probability
 
     def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:

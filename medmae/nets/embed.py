@@ -76,7 +76,7 @@ class ModalityEmbed(nn.Module):
         sizes = torch.bincount(modality, minlength=len(self.names)).tolist()
         parts = torch.split(content[order], sizes)
         mapped = torch.cat([self.linear[name](part) for name, part in zip(self.names, parts, strict=True)])
-        return mapped[order.argsort()].view(b, n, -1)
+        return mapped[order.argsort()].view(b, n, mapped.shape[-1])  # n may be 0: nothing is visible
 
     def _select(self, tokens: Tokens) -> Tensor:
         """All maps for all tokens, then a choice: static shapes and no synchronization, for the GPU and compilation."""
@@ -84,5 +84,5 @@ class ModalityEmbed(nn.Module):
         bias = torch.stack([self.linear[name].bias for name in self.names])  # type: ignore[misc]
         own = nn.functional.one_hot(tokens.layout.modality, len(self.names)).to(tokens.content.dtype)
         features = nn.functional.linear(tokens.content, weight.flatten(0, 1))
-        features = features.reshape(*features.shape[:-1], len(self.names), -1)
+        features = features.reshape(*features.shape[:-1], len(self.names), weight.shape[1])
         return (features * own[..., None]).sum(-2) + own @ bias.to(own.dtype)

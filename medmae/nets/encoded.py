@@ -37,5 +37,5 @@ def attention_mask(layout: TokenLayout, prefix: int) -> Bool[Tensor, "b 1 1 s"] 
     mask = exists.new_ones(len(exists), prefix + exists.shape[1])
     mask[:, prefix:] = exists
     if prefix == 0:  # a row without any key would give NaN; let it attend to its first (ignored) token
-        mask[:, 0] |= ~exists.any(1)
+        mask[:, :1] |= ~exists.any(1, keepdim=True)
     return mask[:, None, None]

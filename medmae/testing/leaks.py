@@ -6,9 +6,12 @@ not matter was replaced by noise, because a detached or discrete path has no gra
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medmae.core.tokens import MaskPlan, take
@@ -46,9 +49,12 @@ def _voxels(method: Any, tokens: Tensor) -> dict[str, Tensor]:
 
 
 def hidden_content_never_leaks(found: Found) -> None:
-    """No guess depends on a voxel that was not visible, through any path, in complete and in incomplete batches."""
+    """No guess depends on a voxel that was not visible, through any path, in complete and in incomplete batches, in
+    training and in evaluation."""
     method = awake(build(found))
-    for batch in (example_batch(method), mixed_batch(method), example_batch(method, seed=3)):
+    batches = example_batch(method), mixed_batch(method), example_batch(method, seed=3)
+    for training, batch in itertools.product((False, True), batches):
+        method.train(training)
         images = {name: batch[name].clone().requires_grad_() for name in method.sequences}
         tokens, plan, guess = pieces(method, batch | images)
         picked = _asked(plan, guess)
@@ -66,6 +72,8 @@ def hidden_content_never_leaks(found: Found) -> None:
             )
             reached += float(gradient.abs().sum())
         assert reached > 0, "the guess does not depend on what is visible either"
+        if training:  # dropout changes the values, and no gradient that is zero
+            continue
         with torch.no_grad():
             other = {name: torch.where(seen[name], batch[name], _noise(batch[name])) for name in images}
             again = method.guess(method.tokenizer(batch | other), plan)
@@ -93,8 +101,9 @@ def samples_do_not_see_each_other(found: Found) -> None:
 
 
 def padding_is_inert(found: Found) -> None:
-    """A ragged batch gives every sample the plan and the guesses that it gets alone."""
+    """A ragged batch gives every sample the plan and the guesses that it gets alone; padding a plan costs nothing."""
     method = awake(build(found))
+    singles = []
     with torch.no_grad():
         for seed in (0, 4):
             batch = mixed_batch(method, seed=seed)
@@ -113,6 +122,22 @@ def padding_is_inert(found: Found) -> None:
                 far = (guess[row][plan.target[row] >= 0] - own[0][own_plan.target[0] >= 0]).abs()
                 worst = float(far.max()) if far.numel() else 0.0
                 assert worst <= 1e-4, f"sample {row} gets other guesses in a ragged batch than alone: {worst:.3g} apart"
+                singles.append((mine, own_plan))
+        if "plan" not in inspect.signature(method.forward).parameters:
+            return
+        for mine, own_plan in singles:
+            for name, value in method(mine, own_plan).items():
+                padded = float(method(mine, _padded(own_plan))[name])
+                assert abs(padded - float(value)) <= 1e-4 * (1 + abs(float(value))), (
+                    f"padding the plan changes the loss {name!r} from {float(value):.6g} to {padded:.6g}"
+                )
+
+
+def _padded(plan: MaskPlan) -> MaskPlan:
+    """The plan with three columns more that stand for nothing."""
+    visible, target = (F.pad(ids, (0, 3), value=-1) for ids in (plan.visible, plan.target))
+    weight = None if plan.weight is None else F.pad(plan.weight, (0, 3), value=1.0)
+    return MaskPlan(visible, target, weight, ragged=True)
 
 
 def missing_modality_does_not_matter(found: Found) -> None:

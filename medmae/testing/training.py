@@ -105,8 +105,10 @@ def teacher_follows_or_stays(found: Found) -> None:
             parameter += 1.0
     before = [parameter.clone() for parameter in teacher.parameters()]
     method.after_step()
+    momentum = getattr(target, "momentum", None)
     for old, new, goal in zip(before, teacher.parameters(), student, strict=True):
         stays = torch.equal(old, new)
+        assert not stays or momentum in (None, 1), f"the teacher has a momentum of {momentum} and does not follow"
         follows = bool((new - goal).detach().norm() < (old - goal).detach().norm())
         assert stays or follows, "the teacher moves, but not towards the encoder"
 

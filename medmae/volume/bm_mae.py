@@ -34,11 +34,14 @@ CARD = Card(
     changed=("one patch embedding per sequence", "Dirichlet shares over sequences", "loss summed over sequences"),
     status="faithful",
     departures=(
-        "Shares that ask for more tokens than a sequence has are redrawn in every sample; the reference skips one.",
+        "Shares that ask for more tokens than a sequence has are redrawn in every sample, up to seven times, and then "
+        "cut; the reference skips the first sample of a batch and redraws the others without limit.",
         "A batch in which a sequence has no masked patch has a finite loss; the reference gives NaN.",
         "Order of sequences comes from their names; the reference follows the order of the caller's dictionary.",
+        "Sequences that a patient lacks have no tokens and no loss; the reference needs all of them.",
         "Default preset only: whole-sequence dropout, completion plans, foreground-weighted mean loss, modality "
-        "embedding in the encoder, MLP ratio 4, and the detail path of the decoder are ours.",
+        "embedding in the encoder, MLP ratio 4, layer norms with epsilon 1e-6, a decoder without dropout, and its "
+        "detail path are ours.",
     ),
     citation="Robinet, Berger, Kurtz, et al. Multimodal Masked Autoencoder Pre-training for 3D MRI-Based Brain Tumor "
     "Analysis with Missing Modalities. 2025.",
@@ -120,6 +123,7 @@ def bm_mae(
         variance_floor: smallest variance a target is divided by, in squared normalized units.
     """
     grid, names = Grid(tuple(size), tuple(patch)), tuple(sequences)
+    tokenizer = ModalityGrid(names, grid, coords=coords)
     budget = shares(mask_ratio, modalities=len(names), alpha=alpha, drop=drop, complete=complete)
     joint = JointDecoder(
         encoder_width=width,
@@ -134,7 +138,7 @@ def bm_mae(
         dropout=decoder_dropout,
     )
     return Autoencoder(
-        tokenizer=ModalityGrid(names, grid, coords=coords),
+        tokenizer=tokenizer,
         sampler=MaskSampler(random(), budget, weigh=foreground_loss),
         encoder=ViTEncoder(
             embed=ModalityEmbed(names, grid.content, width, tag=modality_embedding),

@@ -62,6 +62,16 @@ def test_leak_through_the_mean_of_all_patches_is_found() -> None:
     fails("hidden_content_never_leaks", leak, match="depends on hidden voxels")
 
 
+def test_leak_in_training_only_is_found() -> None:
+    def leak(method: Method) -> None:
+        def guess(original: Callable, tokens: Tokens, plan: MaskPlan) -> Tensor:
+            return original(tokens, plan) + 1e-4 * tokens.content.mean() * method.training
+
+        around(method, "guess", guess)
+
+    fails("hidden_content_never_leaks", leak, match="depends on hidden voxels")
+
+
 def test_leak_without_a_gradient_is_found() -> None:
     def leak(method: Method) -> None:
         around(method, "guess", lambda guess, tokens, plan: guess(tokens, plan) + tokens.content.detach().max() * 1e-3)
@@ -110,6 +120,20 @@ def test_attended_padding_is_found() -> None:
         around(method, "encoder.forward", encode)
 
     fails("padding_is_inert", attend, match="other guesses")
+
+
+def test_padding_in_the_denominator_is_found() -> None:
+    def count_padding(method: Method) -> None:
+        original = method.forward
+
+        def forward(batch: dict, plan: MaskPlan | None = None) -> dict[str, Tensor]:
+            plan = method.plan(batch) if plan is None else plan
+            share = (plan.target >= 0).float().mean()
+            return {name: value * share for name, value in original(batch, plan).items()}
+
+        method.forward = forward
+
+    fails("padding_is_inert", count_padding, match="padding the plan changes the loss")
 
 
 def test_plan_that_depends_on_the_batch_is_found() -> None:
@@ -297,6 +321,8 @@ def with_teacher(**faults: bool) -> Change:
                 lambda train, mode=True: [part.train(mode) for part in method.modules() if part is not method],
             )
             method.train = lambda mode=True: (method.target.teacher.train(mode), method)[1]
+        if faults.get("forgotten"):
+            method.after_step = lambda: None
         if faults.get("flees"):
             method.after_step = lambda: [p.data.sub_(1.0) for p in method.target.teacher.parameters()]
 
@@ -310,7 +336,13 @@ def test_a_good_teacher_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "match"), [("trained", "would train"), ("training", "training mode"), ("flees", "not towards")]
+    ("fault", "match"),
+    [
+        ("trained", "would train"),
+        ("training", "training mode"),
+        ("flees", "not towards"),
+        ("forgotten", "does not follow"),
+    ],
 )
 def test_bad_teachers_are_found(fault: str, match: str) -> None:
     fails("teacher_follows_or_stays", with_teacher(**{fault: True}), match=match, name="mae")

@@ -38,5 +38,11 @@ def test_recipes_and_encoder_keys_are_golden(method: str) -> None:
     compare_golden(found, GOLDEN)
 
 
+@pytest.mark.parametrize("method", [found.name for found in find.all() if found.card.status == "faithful"])
+def test_what_is_called_faithful_has_a_parity_test(method: str) -> None:
+    parity = Path(__file__).resolve().parents[1] / "parity"
+    assert any(f'find("{method}")' in path.read_text("utf-8") for path in parity.glob("test_*.py"))
+
+
 def test_no_golden_file_is_left_over() -> None:
     assert {path.stem for path in GOLDEN.glob("*.json")} == set(find.names())

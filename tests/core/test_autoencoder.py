@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from medmae.core.autoencoder import Autoencoder
 from medmae.core.loss import masked_mean, mse
 from medmae.core.target import Features
 from medmae.core.tokens import MaskPlan, take
@@ -68,3 +70,33 @@ def test_only_a_following_target_changes_after_a_step() -> None:
     method.after_step()
     moved = method.target.teacher.prefix_tokens - before["encoder.prefix_tokens"]
     torch.testing.assert_close(moved, torch.ones_like(moved))
+
+
+def test_an_unknown_reduction_is_refused_when_the_method_is_built() -> None:
+    parts = ("tokenizer", "sampler", "encoder", "decoder", "target", "distance")
+    method = find("bm_mae").build(scale="test")
+    with pytest.raises(ValueError, match="reduce must be"):
+        Autoencoder(**{part: getattr(method, part) for part in parts}, reduce="max")
+
+
+@pytest.mark.parametrize("lacking", [None, [(), (0, 1, 2, 3), (1,)], [(0, 1, 2, 3)] * 3])
+@pytest.mark.parametrize("ratio", [0.0, 0.999])
+def test_extreme_ratios_and_empty_patients_train(ratio: float, lacking: list | None) -> None:
+    """Nothing visible, nothing asked, nothing there at all."""
+    method = find("bm_mae").build(scale="test", size=(16, 16, 16), mask_ratio=ratio)
+    batch = example_batch(method, lacking=lacking)
+    loss = method(batch)["reconstruction"]
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in method.parameters())
+
+
+def test_without_prefix_tokens_nothing_visible_is_finite_too() -> None:
+    """No key to attend to in one sample, and no token at all in a batch."""
+    method = find("bm_mae").build(scale="test", size=(16, 16, 16))
+    method.encoder.prefix_tokens = torch.nn.Parameter(torch.zeros(1, 0, method.encoder.width))
+    for lacking in ([(0, 1, 2, 3), (), (1,)], [(0, 1, 2, 3)] * 3):
+        loss = method(example_batch(method, lacking=lacking))["reconstruction"]
+        loss.backward()
+        assert bool(loss.isfinite())
+        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in method.parameters())

@@ -161,3 +161,36 @@ def test_trivial_masks_are_dropped() -> None:
     assert set(without_trivial_masks(complete)) == {"a"}
     complete["present"][0, 1] = False
     assert set(without_trivial_masks(complete)) == {"a", "present"}
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        ((), "no sequences"),
+        (("a", "a"), "twice"),
+        (("a", "key"), "'key'"),
+        (("t1.n",), "'t1.n'"),
+        (("type",), "'type'"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(names: tuple[str, ...], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        ModalityGrid(names, Grid((8, 8), (4, 4)))
+
+
+def test_sizes_are_whole_numbers():
+    with pytest.raises(ValueError, match="whole numbers"):
+        Grid((16.5, 16), (4, 4))
+
+
+def test_what_a_missing_image_holds_does_not_matter_not_even_nan():
+    tokenizer = ModalityGrid(("a", "b"), Grid((4, 4), (2, 2)))
+    batch = {
+        "a": torch.randn(2, 1, 4, 4),
+        "b": torch.randn(2, 1, 4, 4),
+        "present": torch.tensor([[True, True], [True, False]]),
+    }
+    batch["b"][1] = torch.nan
+    tokens = tokenizer(batch)
+    assert torch.isfinite(tokens.content).all()
+    assert torch.equal(tokens.content[0, 4:], tokenizer.grid.patchify(batch["b"])[0])

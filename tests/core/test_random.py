@@ -122,3 +122,13 @@ def test_draws_do_not_depend_on_the_batch(draw) -> None:
     assert torch.equal(together[0], together[3])
     for row in range(4):
         assert torch.equal(draw(keys[row : row + 1])[0], together[row])
+
+
+def test_dirichlet_gives_shares_only_among_the_parts_named() -> None:
+    among = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 0, 0]]).bool()
+    x = dirichlet(torch.arange(3), 3, alpha=0.01, stream=8, among=among)
+    assert torch.equal(x > 0, among & (x > 0))
+    torch.testing.assert_close(x.sum(1), torch.tensor([1.0, 1.0, 0.0]))
+    whole = dirichlet(torch.arange(3), 3, alpha=0.5, stream=8)
+    part = dirichlet(torch.arange(3), 3, alpha=0.5, stream=8, among=among)
+    torch.testing.assert_close(part[0], (whole[0] * among[0]) / (whole[0] * among[0]).sum())

@@ -298,3 +298,30 @@ def test_weights_come_from_the_layout_only_when_wanted() -> None:
     plan = MaskSampler(random(), ratio(0.5), weigh=True)(tokens, keys)
     share = tokenizer.grid.share(foreground)
     assert torch.equal(plan.weight, share.gather(1, plan.target % 16))
+
+
+def test_block_gives_every_place_the_same_chance() -> None:
+    """The first cell is smaller than the others where the lattice is shifted far; it must not come later for that."""
+    tokenizer = ModalityGrid(("a",), Grid((32, 32), (2, 2)))
+    tokens = tokenizer({"a": torch.zeros(4000, 1, 32, 32)})
+    plan = MaskSampler(block(4.0), ratio(0.75))(tokens, torch.arange(4000))
+    often = torch.zeros(4000, 256).scatter(1, plan.visible, 1.0).mean(0)
+    assert float((often - 0.25).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("present", [[1, 1, 1, 1], [1, 1, 0, 0]])
+def test_tiny_concentrations_show_one_sequence(present: list[int]) -> None:
+    """Their shares are too small for floating point, and must not be taken for equal ones."""
+    b, length = 1500, 64
+    tokens = layout_of(b, 4, length, torch.tensor([present] * b).bool())
+    seen = seen_per_modality(plan_of(tokens, shares(0.75, modalities=4, alpha=0.01)), 4, length).double()
+    largest = float((seen.amax(1) / seen.sum(1)).mean())
+    n = sum(present)
+    draws = torch.distributions.Dirichlet(torch.full((n,), 0.01, dtype=torch.float64)).sample((20_000,))
+    assert abs(largest - float(draws.amax(1).mean())) < 0.006
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0])
+def test_shares_refuse_impossible_concentrations(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha must be positive"):
+        shares(0.75, modalities=4, alpha=alpha)

@@ -98,3 +98,14 @@ def test_a_teacher_with_momentum_follows() -> None:
 def test_impossible_momentum_is_refused(momentum: float) -> None:
     with pytest.raises(ValueError, match="momentum"):
         Features(encoder(), momentum=momentum)
+
+
+def test_a_code_book_never_trains() -> None:
+    """Neither its dropout nor its running statistics may change while the student trains."""
+    book = nn.Sequential(nn.Linear(48, 7), nn.BatchNorm1d(4), nn.Dropout(0.9))
+    target = nn.ModuleList([Codes(book)]).train()[0]
+    tokens = tokens_of(torch.randn(2, 3, 8, 8), (4, 4))
+    assert torch.equal(target(tokens), target(tokens))
+    assert not book[1].running_mean.any()
+    assert target.training
+    assert not book.training

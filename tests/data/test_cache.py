@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from volumes import FakeSpec, FileCase, Section, make_case, volume, write
 
-from medmae.core.errors import DataError, UsageError
+from medmae.core.errors import DataError, MedmaeError, UsageError
 from medmae.data import cache
 from medmae.data.crops import CropReader, make_memory_twins
 from medmae.data.preprocess import PreprocessSettings, prepare
@@ -186,6 +187,40 @@ def test_all_faults_are_named_at_once_and_good_cases_stay(tmp_path: Path):
     assert "broken" in str(error.value)
     assert "gone" in str(error.value)
     assert cache.status(tmp_path / "cache")["entries"] == 1
+
+
+def test_a_named_pipe_is_a_fault_and_not_waited_for(tmp_path: Path):
+    case = make_case(tmp_path, "a")
+    case.images["t2w"].unlink()
+    os.mkfifo(case.images["t2w"])
+    with pytest.raises(DataError, match="not a regular file"):
+        cache.ensure([case], PreprocessSettings(), folder=tmp_path / "cache")
+
+
+def test_a_finished_cache_is_served_from_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    case, folder = make_case(tmp_path, "a"), tmp_path / "cache"
+    built = cache.ensure([case], PreprocessSettings(), folder=folder)
+
+    def refuse(folder: Path):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache, "locked", refuse)
+    assert cache.ensure([case], PreprocessSettings(), folder=folder) == built
+    with pytest.raises(UsageError, match="cannot be written"):
+        cache.ensure([make_case(tmp_path, "b", seed=5)], PreprocessSettings(), folder=folder)
+
+
+def test_a_cache_that_cannot_be_written_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        cache.ensure([make_case(tmp_path, "a")], PreprocessSettings(), folder=tmp_path / "file")
+
+    def full(folder: Path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "locked", full)
+    with pytest.raises(MedmaeError, match="disk is full"):
+        cache.ensure([make_case(tmp_path, "b", seed=5)], PreprocessSettings(), folder=tmp_path / "cache")
 
 
 def test_cases_left_out_by_the_policy_are_told(tmp_path: Path):

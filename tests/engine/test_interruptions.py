@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -131,6 +132,21 @@ def test_signal_in_a_validation_is_heard_at_once(
         with pytest.raises(Requeue, match=f"after step {step} of 12"):
             toy.train_toy(tmp_path / "cut", **options)
     toy.train_toy(tmp_path / "cut", **options, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_killed_after_the_validation_that_was_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in a validation, then a kill between its second attempt and the checkpoint: its row stands once."""
+    toy.train_toy(tmp_path / "whole", **OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr(toy, "ToySource", lambda **_: Telling(when=1))
+        with pytest.raises(Requeue):
+            toy.train_toy(tmp_path / "cut", **OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr("medmae.engine.trainer.write_state", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            toy.train_toy(tmp_path / "cut", **OPTIONS, resume=True)
+    toy.train_toy(tmp_path / "cut", **OPTIONS, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 

@@ -255,10 +255,12 @@ def test_overwrite_protection(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--overwrite"):
         train_toy(tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    (tmp_path / "run" / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "data/mine.txt"):
+        (tmp_path / "run" / name).write_text("mine")
     train_toy(tmp_path / "run", overwrite=True, train={"steps": 3})
     assert len(losses(tmp_path / "run")) == 4  # three steps, one validation
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    for name in ("notes.txt", "data/mine.txt"):
+        assert (tmp_path / "run" / name).read_text() == "mine"
     with pytest.raises(UsageError, match="exclude"):
         train_toy(tmp_path / "run", overwrite=True, resume=True)
 

@@ -122,3 +122,9 @@ def test_only_the_rows_that_are_wanted_come_out(depth: int) -> None:
     torch.testing.assert_close(some, everything, atol=1e-6, rtol=1e-5)
     gradients = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in (some, everything)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("probability", [1.0, -0.1])
+def test_drop_path_refuses_impossible_probabilities(probability: float) -> None:
+    with pytest.raises(ValueError, match="drop_path"):
+        DropPath(probability)

@@ -74,3 +74,12 @@ def test_tags_are_added_by_modality() -> None:
 def test_parameters_are_known_by_name() -> None:
     keys = set(ModalityEmbed(("t1n", "adc"), 8, 4, tag=True).state_dict())
     assert keys == {f"linear.{n}.{p}" for n in ("t1n", "adc") for p in ("weight", "bias")} | {"tag.t1n", "tag.adc"}
+
+
+@pytest.mark.parametrize("way", ["_gather", "_select"])
+def test_nothing_visible_is_embedded_to_nothing(way: str) -> None:
+    _, tokens = scene()
+    embed = ModalityEmbed(NAMES, 24, 10, tag=True)
+    none = tokens.at(torch.zeros(2, 0, dtype=torch.long))
+    assert getattr(embed, way)(none).shape == (2, 0, 10)
+    assert embed(none).shape == (2, 0, 10)

@@ -28,8 +28,17 @@ def run_synthesize(
     public template (extra 'demo'). Scores measured on it overstate what to expect of patients.
     """
     from medmae.data.synthetic.cohort import synthesize
+    from medmae.data.writing import writing
 
-    spec = synthesize(
-        out, cases=cases, spacing=spacing, seed=seed, missing=missing, overwrite=overwrite, workers=workers, quiet=quiet
-    )
+    with writing(out):
+        spec = synthesize(
+            out,
+            cases=cases,
+            spacing=spacing,
+            seed=seed,
+            missing=missing,
+            overwrite=overwrite,
+            workers=workers,
+            quiet=quiet,
+        )
     typer.echo(str(spec))
