@@ -34,16 +34,16 @@ def everything_visible_is_the_plain_network(found: Found) -> None:
 
 
 def no_graph_breaks(found: Found) -> None:
-    """The step on a complete batch is one graph for the compiler, and compiled it gives the same loss.
+    """Given its plan, the step on a complete batch is one graph for the compiler, and compiled it gives the same loss.
 
-    Where the number of visible tokens depends on the draw, the plan is drawn outside and handed in: its shape is data.
+    Plans are drawn outside of the graph: they are integers, and for some samplers their shape depends on the draw.
     """
     method = awake(build(found))
     batch = example_batch(method)
     _, plan, _ = pieces(method, batch)
 
     def step(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        losses: dict[str, torch.Tensor] = method(batch, plan) if plan.ragged else method(batch)
+        losses: dict[str, torch.Tensor] = method(batch, plan)
         return losses
 
     torch._dynamo.reset()
