@@ -21,7 +21,8 @@ from medmae.find import find
 def test_help_names_every_verb_without_heavy_imports():
     code = (
         "import sys; from medmae.cli import main; main(['--help'])\n"
-        "print('HEAVY', [m for m in ('torch', 'monai', 'numpy', 'nibabel', 'pydantic', 'accelerate') if m in sys.modules])"
+        "heavy = ('torch', 'monai', 'numpy', 'nibabel', 'pydantic', 'accelerate')\n"
+        "print('HEAVY', [name for name in heavy if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "HEAVY []" in out
@@ -65,7 +66,7 @@ def test_a_bug_saves_its_traceback_and_exits_with_1(monkeypatch, capsys):
     assert main(["methods"]) == 1
     err = capsys.readouterr().err
     path = err.split("The traceback is in ")[1].strip().rstrip(".")
-    assert "planted" in open(path).read()
+    assert "planted" in Path(path).read_text("utf-8")
 
 
 def test_out_of_memory_exits_with_6_and_an_interrupt_with_130(monkeypatch):
