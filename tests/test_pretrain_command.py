@@ -84,6 +84,30 @@ def test_a_model_comes_out(cohort: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "case3" not in report
 
 
+def test_the_table_counts_what_can_be_trained_on(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(cohort.parent, root)
+    (root / "spec.yaml").write_text(cohort.read_text() + "geometry: {on_mismatch: skip}\n")
+    from medmae.data.cohort import open_cohort
+
+    first, second, *_ = open_cohort(root / "spec.yaml").split()["train"]
+    image = nibabel.load(first.images["t2w"])
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), first.images["t2w"])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((24, 28, 20), np.int16), image.affine), second.images["t2w"])
+    assert main(line(root / "spec.yaml", tmp_path / "run", "--steps", 1)) == 0
+    said = capsys.readouterr().err
+    assert "cases     5: 4 to train, 1 to validate, 0 held out (1 left out)" in said
+    rows = {words[0]: words[1:] for row in said.splitlines() if (words := row.split())}
+    names = rows["sequence"]
+    assert [int(n) + int(m) for n, m in zip(rows["present"], rows["missing"], strict=True)] == [5] * len(names)
+    assert rows["missing"][names.index("t2w")] == "1"
+    assert f"1 image(s) with one value only: taken as missing ({second.key})" in said
+
+
 def test_refusals(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(line(cohort, out, "--steps", 2, "--set", "train.picture_every=0")) == 0

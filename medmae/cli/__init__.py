@@ -114,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.cache_clear()
     try:
         result = typer.main.get_command(_app).main(args=rest, prog_name="medmae", standalone_mode=False)
+        if result == 130:  # typer answers an interrupt with this code and no word
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except _BadUsage as error:
         error.show()
@@ -128,6 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defense
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return _fail(error, given, OutOfMemory.exit_code)
+        if isinstance(error, OSError):
+            from medmae.data.writing import explained
+
+            if (known := explained(error)) is not None:
+                known.__cause__ = error
+                return _fail(known, given, known.exit_code)
         return _bug(error, given)
 
 

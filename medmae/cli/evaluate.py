@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +63,7 @@ def reconstruct(
     all given sequences) are fitted on training cases only. Intervals are 95 % bootstrap intervals over cases.
     """
     from medmae.data.cohort import open_cohort
+    from medmae.data.preprocess import label_remap
     from medmae.data.writing import writing
 
     if split not in PARTS:
@@ -87,7 +90,14 @@ def reconstruct(
         measured = {case.key for case in chosen}
         training = tuple(case for case in training if case.key not in measured)
     study = run_study(
-        completer, chosen, training=training[:fit_cases], allow_leakage=allow_leakage, identify=identify, seed=seed
+        completer,
+        chosen,
+        training=training,
+        fit_cases=fit_cases,
+        remap=label_remap(cohort.spec),
+        allow_leakage=allow_leakage,
+        identify=identify,
+        seed=seed,
     )
     about = {**study.about, "split": split, "fit": "the training part of " + ("--fit" if fit is not None else "--data")}
     with writing(out):
@@ -144,11 +154,16 @@ def run_study(
     cases: Sequence[Any],
     *,
     training: Sequence[Any],
+    fit_cases: int = 50,
+    remap: Mapping[int, int] | None = None,
     allow_leakage: bool = False,
     identify: bool = False,
     seed: int = 0,
 ) -> Study:
-    """Measure a model on ``cases`` and fit the baselines on ``training``, both from a cohort.
+    """Measure a model on ``cases`` and fit the baselines on at most ``fit_cases`` of ``training``, both from a cohort.
+
+    Training cases that share an image with a measured one are left out. ``remap`` (value in the label file -> class)
+    goes before the label region is taken, which is every class above 0.
 
     Raises DataError where a case cannot be read, with the faults of all cases, or was a training case of the model and
     ``allow_leakage`` is not set.
@@ -160,7 +175,12 @@ def run_study(
 
     prints = Fingerprints(None)
     files = [case_files(case, prints) for case in cases]
-    leaked = [i for i, found in enumerate(files) if _leaks(found, case_hash(found), completer.data)]
+    voxels = []
+    with progress("comparing with the training cases", len(cases), quiet=flags().quiet) as advance:
+        for case in cases:
+            voxels.append(_voxels(case, completer.sequences))
+            advance()
+    leaked = [i for i, found in enumerate(files) if _leaks(found, voxels[i], case_hash(found), completer.data)]
     if leaked and not allow_leakage:
         names = ", ".join(case_hash(files[i]) for i in leaked[:5]) + (" ..." if len(leaked) > 5 else "")
         raise DataError(
@@ -173,7 +193,10 @@ def run_study(
             f"{len(leaked)} of {len(cases)} case(s) were training cases of this model: the numbers flatter it",
             style="yellow",
         )
-    baselines, fitted = _fit(completer, training)
+    measured = frozenset(digest for found in files for digest in _images(found)).union(*voxels)
+    baselines, fitted, twins = _fit(completer, training, measured=measured, limit=fit_cases)
+    if twins:
+        say(f"{twins} case(s) left out of the baselines: they share an image with a measured case", style="yellow")
     if baselines is None:
         say(
             "there are no training cases to fit the baselines on: the model is measured alone (see --fit)",
@@ -183,29 +206,45 @@ def run_study(
     def guess(shown: Subject, given: tuple[str, ...], targets: tuple[str, ...]) -> Mapping[str, Any]:
         return completer.guess(shown.images, shown.foreground, spacing=spacing, targets=targets)
 
+    estimated = 0 if completer.preprocess.get("foreground") == "all" else sum(case.mask is None for case in cases)
+    if estimated:
+        say(
+            f"{estimated} of {len(cases)} case(s) have no mask: their foreground is estimated from all sequences, "
+            "the hidden one included",
+            style="yellow",
+        )
     rows: list[Row] = []
     faults: list[str] = []
-    labels = 0
+    labels = elsewhere = 0
     with progress("evaluating", len(cases), quiet=flags().quiet) as advance:
         for case, found in zip(cases, files, strict=True):
             try:
-                subject, spacing = load_subject(completer, case, code=case.key if identify else case_hash(found))
+                code = case.key if identify else case_hash(found)
+                subject, spacing = load_subject(completer, case, code=code, remap=remap)
             except DataError as error:
                 faults.append(str(error))
             else:
                 labels += subject.label is not None
+                elsewhere += subject.label is None and case.label is not None
                 rows += rows_of(subject, {"model": guess}, sequences=completer.sequences, baselines=baselines)
             advance()
     if faults:
         raise DataError(f"{len(faults)} of {len(cases)} case(s) cannot be read:\n  - " + "\n  - ".join(faults))
+    if elsewhere:
+        say(f"{elsewhere} label(s) left aside: they do not lie on the grid of their images", style="yellow")
+    given = f"given masks in {len(cases) - estimated} case(s)"
+    guessed = f"estimated from all sequences, the hidden one included, in {estimated} case(s)"
     about = {
         "method": completer.config["method"],
         "weights": f"sha256:{completer.weights}",
         "sequences": list(completer.sequences),
         "cases": len(cases),
         "cases_with_label": labels,
+        "labels_on_another_grid": elsewhere,
+        "foreground": "; ".join(([given] if estimated < len(cases) else []) + ([guessed] if estimated else [])),
         "training_cases_of_the_model": len(leaked),
         "baselines_fitted_on": fitted,
+        "left_out_of_the_baselines": twins,
         "units": "normalized volume (mean 0 and deviation 1 in the foreground); "
         "PSNR and SSIM for the range between the 0.5 and 99.5 percentile of the truth in the foreground",
         "interval": "95 % percentile bootstrap over cases",
@@ -216,10 +255,17 @@ def run_study(
     return Study(rows, summarize(rows, seed=seed), about)
 
 
-def load_subject(completer: Completer, case: Any, *, code: str) -> tuple[Subject, tuple[float, float, float]]:
-    """One case of a cohort on the model's grid and scale, and its spacing; every label above 0 is the label region."""
-    from medmae.data.geometry import to_model_grid
+def load_subject(
+    completer: Completer, case: Any, *, code: str, remap: Mapping[int, int] | None = None
+) -> tuple[Subject, tuple[float, float, float]]:
+    """One case of a cohort on the model's grid and scale, and its spacing.
+
+    Every class above 0, after ``remap``, is the label region. A label on another grid than the images is left out,
+    unless the model's training cases were resampled.
+    """
+    from medmae.data.geometry import same_grid, to_model_grid
     from medmae.data.inference import load_case
+    from medmae.data.preprocess import classes_of
     from medmae.data.readers import read
     from medmae.evaluate.protocol import Subject
 
@@ -227,34 +273,73 @@ def load_subject(completer: Completer, case: Any, *, code: str) -> tuple[Subject
     loaded = load_case(images, completer.preprocess, mask=case.mask)
     label = None
     if case.label is not None:
-        label, _ = to_model_grid(read(case.label), like=(loaded.shape, loaded.affine), nearest=True)
-        label = label > 0
+        file = read(case.label)
+        same = same_grid(file.array.shape, file.affine, loaded.header.shape, loaded.header.affine)
+        if same or completer.preprocess.get("on_mismatch") == "resample":
+            values, _ = to_model_grid(file, like=(loaded.shape, loaded.affine), nearest=True)
+            label = classes_of(values, remap or {}) > 0
     return Subject(code, dict(loaded.images), loaded.foreground, label), loaded.spacing
 
 
-def _fit(completer: Completer, training: Sequence[Any]) -> tuple[Baselines | None, int]:
-    """The baselines, and the number of cases they come from; cases that cannot be read are left out and said."""
+def _fit(
+    completer: Completer, training: Sequence[Any], *, measured: frozenset[str], limit: int
+) -> tuple[Baselines | None, int, int]:
+    """The baselines, from how many cases (at most ``limit``), and how many share an image with a measured one.
+
+    Cases that cannot be read are left out and said.
+    """
+    from medmae.data.fingerprint import Fingerprints, case_files
     from medmae.data.workers import progress
     from medmae.evaluate.baselines import Baselines, Sums
 
-    sums = Sums(completer.sequences)
-    with progress("fitting baselines", len(training), quiet=flags().quiet) as advance:
+    sums, twins, prints = Sums(completer.sequences), 0, Fingerprints(None)
+    with progress("fitting baselines", min(len(training), limit), quiet=flags().quiet) as advance:
         for case in training:
+            if sums.cases == limit:
+                break
             if len(set(case.images) & set(completer.sequences)) > 1:
                 try:
-                    subject, _ = load_subject(completer, case, code="")
+                    own = {*_images(case_files(case, prints)), *_voxels(case, completer.sequences)}
+                    if own & measured:
+                        twins += 1
+                        continue
+                    subject, _ = load_subject(completer, dataclasses.replace(case, label=None), code="")
                     sums.add(subject.images, subject.foreground)
                 except DataError as error:
                     say(f"left out of the baselines: {error}", style="yellow")
             advance()
-    return (Baselines(sums), sums.cases) if sums.cases else (None, 0)
+    return (Baselines(sums), sums.cases, twins) if sums.cases else (None, 0, twins)
 
 
-def _leaks(files: Mapping[str, str], code: str, data: Mapping[str, Any]) -> bool:
-    """Whether the model was trained on this case, or on one of its images."""
+def _images(files: Mapping[str, str]) -> list[str]:
+    return [digest for name, digest in files.items() if name not in ("mask", "label")]
+
+
+def _voxels(case: Any, sequences: Sequence[str]) -> frozenset[str]:
+    """Hashes of the values and places of a case's images, by which one saved in another format is known again.
+
+    Empty for what cannot be read, which is told when it is measured, and without constant images: many share one.
+    """
+    from medmae.data.oddities import CONSTANT, oddity, voxel_hash
+    from medmae.data.readers import read
+
+    found = set()
+    for name, path in case.images.items():
+        if name in sequences:
+            with suppress(DataError):
+                volume = read(path)
+                if oddity(volume.array) != CONSTANT:
+                    found.add(voxel_hash(volume))
+    return frozenset(found)
+
+
+def _leaks(files: Mapping[str, str], voxels: frozenset[str], code: str, data: Mapping[str, Any]) -> bool:
+    """Whether the model was trained on this case, or on one of its images, in whatever format."""
     subjects = data.get("subjects") or ()
     trained = set(subjects.get("train", ()) if isinstance(subjects, Mapping) else subjects)
     seen = set(data.get("files") or ())
-    return code in trained or any(
-        digest[:16] in seen for name, digest in files.items() if name not in ("mask", "label")
+    return (
+        code in trained
+        or any(digest[:16] in seen for digest in _images(files))
+        or not voxels.isdisjoint(data.get("voxels") or ())
     )

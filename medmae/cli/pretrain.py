@@ -248,7 +248,7 @@ def start(
             say(note)
         if init is not None:
             say(f"Starting from {init}: {_initialize(method, init)}")
-        for line in summary(plan, cohort, method, crop=crop, cases=source.describe()["cases"], world=team.world):
+        for line in summary(plan, cohort, method, crop=crop, present=source.present, world=team.world):
             say(line)
         say(f"  into      {out} ({team.device}, {settings.precision})")
 
@@ -282,31 +282,41 @@ def start(
 
 
 def summary(
-    plan: Plan, cohort: Cohort, method: Method, *, crop: tuple[int, ...], cases: Mapping[str, int], world: int
+    plan: Plan,
+    cohort: Cohort,
+    method: Method,
+    *,
+    crop: tuple[int, ...],
+    present: Mapping[str, frozenset[str]],
+    world: int,
 ) -> list[str]:
-    """Lines that say what will run: cohort, which sequences are missing where, sizes, length."""
+    """Lines that say what will run: cohort, which sequences are missing where, sizes, length.
+
+    ``present``: the sequences of every training and validation case that could be prepared; the others do not count.
+    """
     settings = plan.train
-    total = len(cohort.cases)
     parts = cohort.split()
+    train, val = (sum(case.key in present for case in parts[part]) for part in ("train", "val"))
+    there = [*present.values(), *(frozenset(case.images) for case in parts["test"])]
+    gone = len(parts["train"]) + len(parts["val"]) - len(present)
     lines = [
         f"Pre-training {plan.name} on {cohort.spec.name}",
-        f"  cases     {total}: {len(parts['train'])} to train, {len(parts['val'])} to validate, "
-        f"{len(parts['test'])} held out",
+        f"  cases     {len(there)}: {train} to train, {val} to validate, {len(parts['test'])} held out"
+        + (f" ({gone} left out)" if gone else ""),
         "  sequence  " + "  ".join(f"{name:>6}" for name in cohort.sequences),
-        "  present   " + "  ".join(f"{sum(name in c.images for c in cohort.cases):>6}" for name in cohort.sequences),
-        "  missing   "
-        + "  ".join(f"{sum(name not in c.images for c in cohort.cases):>6}" for name in cohort.sequences),
+        "  present   " + "  ".join(f"{sum(name in case for case in there):>6}" for name in cohort.sequences),
+        "  missing   " + "  ".join(f"{sum(name not in case for case in there):>6}" for name in cohort.sequences),
     ]
-    patterns = Counter(tuple(name in case.images for name in cohort.sequences) for case in cohort.cases)
+    patterns = Counter(tuple(name in case for name in cohort.sequences) for case in there)
     for pattern, count in sorted(patterns.items(), key=lambda item: -item[1])[:6]:
         if not all(pattern):
             lines.append(f"    {count:>6} x " + "  ".join(f"{'yes' if p else '-':>6}" for p in pattern))
-    steps = settings.total_steps(size=max(cases["train"] * int(plan.data["repeat"]), 1), world=world)
+    steps = settings.total_steps(size=max(train * int(plan.data["repeat"]), 1), world=world)
     per_step = settings.batch * settings.accumulate * world
     size = sum(p.numel() for p in method.parameters() if p.requires_grad)
     made = f"batch {settings.batch}" + (f" x {settings.accumulate} parts" if settings.accumulate > 1 else "")
     made += f" x {world} processes" if world > 1 else ""
-    epochs = steps * per_step / max(cases["train"], 1)
+    epochs = steps * per_step / max(train, 1)
     lines += [
         f"  method    {size / 1e6:.1f} million trained parameters, crop {' x '.join(map(str, crop))}",
         f"  length    {steps} steps of {made} ({epochs:.1f} epochs), seed {settings.seed}",

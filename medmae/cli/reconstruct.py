@@ -118,6 +118,8 @@ def run(
     order = None if reference is None else _canonical(reference)
     if order is not None and data is None and order not in named:
         raise UsageError(f"--reference {reference}: that sequence was not given; given are {', '.join(named)}")
+    if order is not None and (others := sum(order not in job.inputs for job in jobs)):
+        say(f"{others} of {len(jobs)} case(s) lack {order}: written on the grid of their first input", style="yellow")
     _say_license(completer)
     scales = {name: scale_of(name, completer.data, units=units, match=match) for name in targets}
     written, faults = [], []
@@ -166,6 +168,9 @@ class Job:
         settings = {**completer.preprocess, **({"on_mismatch": "resample"} if resample else {})}
         case = load_case({name: self.inputs[name] for name in order}, settings, mask=self.mask)
         _refuse_twins(case.files)
+        for name in case.odd:
+            what = "has NaN or infinite voxels: background" if name in case.images else "has one value only: left out"
+            say(f"{self.name + ': ' if self.name else ''}{name} {what}", style="yellow")
         with _bar(self.name or ", ".join(self.targets)) as bar:
             guesses = completer.guess(
                 case.images, case.foreground, spacing=case.spacing, targets=self.targets, on_windows=bar

@@ -20,7 +20,11 @@ UNITS = ("cohort", "zscore")
 
 @dataclass(frozen=True)
 class Scale:
-    """Units of the output: value = normalized * ``std`` + ``mean``; ``source`` says where the two come from."""
+    """Units of the output: value = normalized * ``std`` + ``mean``; ``source`` says where the two come from.
+
+    ``kind`` is "cohort", "zscore" or "match" where the model counts in deviations from a mean; else "files" (the units
+    of the input files) or "window" (0 at its lower end, 1 at its upper).
+    """
 
     kind: str
     mean: float
@@ -44,6 +48,9 @@ def scale_of(target: str, data: Mapping[str, Any], *, units: str | None, match: 
     if match is not None:
         _check_standardized(target, data)
         return _matched(match)
+    own = _own_units(target, data, units=units)
+    if own is not None:
+        return own
     known = (data.get("statistics") or {}).get(target)
     if units == "zscore" or (units is None and known is None):
         if units is None:
@@ -57,6 +64,22 @@ def scale_of(target: str, data: Mapping[str, Any], *, units: str | None, match: 
             f"the model knows no intensities of {target}; use --units zscore, or --match with an image of that sequence"
         )
     return Scale("cohort", float(known["mean"]), float(known["std"]), "average over the model's training cases")
+
+
+def _own_units(target: str, data: Mapping[str, Any], *, units: str | None) -> Scale | None:
+    """The units of a target that the model does not count in deviations: a CT window, or values as they are."""
+    from medmae.data.preprocess import PreprocessSettings
+
+    settings = PreprocessSettings.of(data.get("preprocess") or {})
+    window = settings.window(target)
+    if window is not None:
+        low, high = window
+        if units == "zscore":
+            return Scale("window", 0.0, 1.0, f"the model's own units: 0 is {low:g} and 1 is {high:g} in the files")
+        return Scale("files", low, high - low, f"the window {low:g} to {high:g} that the model's inputs are clipped to")
+    if settings.normalize == "none":
+        return Scale("files", 0.0, 1.0, "the units of the files: the model was trained without normalization")
+    return None
 
 
 def _check_standardized(target: str, data: Mapping[str, Any]) -> None:

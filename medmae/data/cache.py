@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from medmae.data.preprocess import Prepared, PreprocessSettings, SkippedCaseErro
 from medmae.data.workers import Outcome, each, progress
 from medmae.data.writing import writing
 
-VERSION = 1
+VERSION = 2
 TIERS = ("disk", "memory", "device")
 CHUNK, BLOCK = 64, 32
 
@@ -61,6 +62,9 @@ class Entry:
     label: str | None
     files: Mapping[str, str]
     sizes: Mapping[str, int]
+    odd: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    voxels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_values: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the folder, as JSON values."""
@@ -73,8 +77,8 @@ class Entry:
         """The inverse of :meth:`to_json`."""
         known = dict(values)
         known["statistics"] = {name: Statistics(**item) for name, item in values["statistics"].items()}
-        for name in ("sequences", "shape", "spacing"):
-            known[name] = tuple(values[name])
+        for name in ("sequences", "shape", "spacing", "label_values"):
+            known[name] = tuple(values.get(name, ()))
         known["affine"] = tuple(tuple(row) for row in values["affine"])
         return cls(folder=folder, **known)
 
@@ -116,6 +120,9 @@ def write_entry(folder: Path, key: str, prepared: Prepared, files: Mapping[str, 
             label=None if prepared.label is None else str(prepared.label.dtype),
             files=dict(files),
             sizes={path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
+            odd=dict(prepared.odd),
+            voxels=dict(prepared.voxels),
+            label_values=prepared.label_values,
         )
         write_json(temporary / "entry.json", entry.to_json())
         _publish(temporary, folder / key)
@@ -159,6 +166,19 @@ def _compress(path: Path, array: np.ndarray) -> None:
         urlpath=str(path),
         mode="w",
     )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed build left; only under the lock, because whoever builds holds it."""
+    for path in folder.glob(".*"):
+        if _is_leftover(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether this is a temporary folder of :func:`write_entry`, as it names them."""
+    named = re.fullmatch(r"\.([0-9a-f]{8}|old)-\w+", path.name) is not None
+    return named and path.is_dir() and not path.is_symlink()
 
 
 def _build_one(
@@ -227,6 +247,7 @@ def ensure(
         return tuple(known[key] for key in keys)
     with writing(folder), locked(folder):
         prints.save()
+        _sweep(folder)
         known = load_entries(folder, keys)
         todo = {k: (c, f) for k, c, f in zip(keys, cases, files, strict=True) if k and k not in known}
         jobs = [(case, settings, remap, folder, key, item) for key, (case, item) in todo.items()]
@@ -322,7 +343,7 @@ def clear(folder: str | Path, *, keep: Iterable[str] = ()) -> int:
     with writing(folder), locked(folder):
         for path in sorted(folder.iterdir()):
             ours = _is_key(path.name) and (path / "entry.json").is_file()
-            leftover = path.name.startswith(".") and path.is_dir()
+            leftover = _is_leftover(path)
             if (ours and path.name not in kept) or leftover:
                 shutil.rmtree(path)
                 removed += int(ours)

@@ -226,6 +226,9 @@ def _judge_files(key: str, mine: Mapping[str, Facts], spec: Spec) -> Iterator[Fi
                 f"unusual voxel size: {facts.geometry}; are the units right?",
                 error=False,
             )
+        if not facts.placed:
+            problem = f"qform_code and sform_code are 0: the file does not say how it lies; {facts.axes} is a guess"
+            yield Finding(key, role, "no orientation", problem, error=False)
         if facts.forms_apart > 0.5:
             problem = f"sform and qform disagree by {facts.forms_apart:.3g} voxels; the sform is used"
             yield Finding(key, role, "two forms", problem, error=False)

@@ -17,7 +17,10 @@ MANY = 256
 
 @dataclass(frozen=True)
 class Facts:
-    """What was learned of one file; ``fault`` says why it could not be read. Affine as 16 numbers, row by row."""
+    """What was learned of one file; ``fault`` says why it could not be read. Affine as 16 numbers, row by row.
+
+    ``placed`` is False for a NIfTI file whose header says of neither of its two transforms that it is valid.
+    """
 
     fault: str | None = None
     shape: tuple[int, int, int] = (0, 0, 0)
@@ -32,6 +35,7 @@ class Facts:
     digest: str = ""
     values: tuple[float, ...] = ()
     forms_apart: float = 0.0
+    placed: bool = True
 
     @property
     def geometry(self) -> str:
@@ -69,6 +73,7 @@ def examine(path: str, role: str) -> Facts:
         digest=digest.hexdigest(),
         values=values,
         forms_apart=_forms_apart(found.header),
+        placed=found.header.qform_code > 0 or found.header.sform_code > 0,
     )
 
 

@@ -29,7 +29,8 @@ class InferenceCase:
 
     ``images``: normalized float32 values per sequence, 0 outside ``foreground``. ``statistics`` turn them back:
     value = normalized * std + mean. ``affine`` is the grid's, ``header`` that of the input whose grid is written (the
-    first one given). ``files``: SHA-256 of every input, to be compared with a model's training files.
+    first one given). ``files``: SHA-256 of every input, to be compared with a model's training files; ``voxels``: a
+    hash of its values and place. ``odd``: what is odd about an input; a constant one is not among the images.
     """
 
     images: Mapping[str, Float[np.ndarray, "x y z"]]
@@ -39,6 +40,8 @@ class InferenceCase:
     spacing: tuple[float, float, float]
     header: Any
     files: Mapping[str, str]
+    voxels: Mapping[str, str]
+    odd: Mapping[str, str]
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -83,7 +86,9 @@ def load_case(images: Mapping[str, str | Path], preprocess: Any, *, mask: str | 
     case = _Files("given", {name: Path(path) for name, path in images.items()}, None if mask is None else Path(mask))
     prints = Fingerprints(None)
     prepared = prepare(case, PreprocessSettings.of(preprocess), remap={})
-    return _normalized(prepared, {name: prints.of(path) for name, path in case.images.items()})
+    return _normalized(
+        prepared, {name: prints.of(path) for name, path in case.images.items() if name in prepared.images}
+    )
 
 
 def _normalized(prepared: Prepared, files: Mapping[str, str]) -> InferenceCase:
@@ -101,6 +106,8 @@ def _normalized(prepared: Prepared, files: Mapping[str, str]) -> InferenceCase:
         spacing=prepared.spacing,
         header=prepared.header,
         files=files,
+        voxels=prepared.voxels,
+        odd=prepared.odd,
     )
 
 

@@ -143,12 +143,15 @@ def list_pattern(spec: Spec, namer: Namer) -> Listing:
     exact = _levels(parts, namer.expression(), lazy=True)
     loose = _levels(parts, "[^/]+", lazy=False)
     unmatched = 0
+    other: Counter[str] = Counter()
     for relative, path in _candidates(spec.folder, loose):
         match = exact[-1].fullmatch(relative)
         if match is None:
             general = loose[-1].fullmatch(relative)
             if general is None:
                 unmatched += 1
+                if (ending := _other_ending(relative, spec, exact[-1])) is not None:
+                    other[ending] += 1
             else:
                 listing.ignored[general.group("seq")] += 1
             continue
@@ -163,6 +166,11 @@ def list_pattern(spec: Spec, namer: Namer) -> Listing:
         listing.add(key, name, token, path)
         entry = listing.entry(key)
         entry.subject, entry.session = subject or entry.subject, session or entry.session
+    for ending, count in sorted(other.items()):
+        listing.notes.append(
+            f"left aside: {count} file(s) that would match {spec.pattern!r} but end in {ending}. Bring all files "
+            "to one ending, or their sequences count as missing"
+        )
     if not listing.entries:
         listing.faults.append(
             f"no file below {spec.folder} matches {spec.pattern!r} ({sum(listing.ignored.values())} matched but "
@@ -170,6 +178,15 @@ def list_pattern(spec: Spec, namer: Namer) -> Listing:
             "`medmae data init FOLDER` proposes them."
         )
     return listing
+
+
+def _other_ending(relative: str, spec: Spec, exact: re.Pattern[str]) -> str | None:
+    """The ending of a file that lacks only the pattern's own to be matched, and that stands in for none that is."""
+    own = next((suffix for suffix in SUFFIXES if (spec.pattern or "").endswith(suffix)), None)
+    name = stem(relative)
+    if own is None or name is None or exact.fullmatch(name + own) is None or (spec.folder / (name + own)).exists():
+        return None
+    return relative[len(name) :]
 
 
 def _levels(parts: list[str], seq: str, *, lazy: bool) -> list[re.Pattern[str]]:

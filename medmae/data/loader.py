@@ -26,6 +26,7 @@ from medmae.data.artifacts import Artifacts, apply_artifacts
 from medmae.data.augment import Augmentation, draw_augmentation, finish_batch
 from medmae.data.cache import TIERS, Entry, default_folder, ensure
 from medmae.data.crops import CropReader, make_memory_twins, resident
+from medmae.data.oddities import remarks
 from medmae.data.preprocess import PreprocessSettings
 from medmae.data.stream import Draw
 from medmae.data.workers import progress
@@ -42,7 +43,8 @@ class VolumeSource:
     crop with different keys (several mask plans per crop). ``foreground_share`` is the probability that a crop is
     centered on a foreground voxel.
 
-    A case without any of ``sequences`` is left out, and with ``labels`` one without a label; ``notes`` says so.
+    A case without any of ``sequences`` is left out, and with ``labels`` one without a label; ``notes`` says so, and
+    what is odd about the voxels. ``present``: the sequences of every training and validation case that is left.
     DataError where nothing is left or cases cannot be prepared.
     """
 
@@ -87,12 +89,18 @@ class VolumeSource:
             quiet=quiet,
             on_problem=self.notes.append,
         )
+        self.notes += remarks(chosen, entries, cohort.spec)
         usable = [entry if entry is not None and self._usable(entry, labels) else None for entry in entries]
         unusable = sum(entry is not None for entry in entries) - sum(entry is not None for entry in usable)
         what = f"any of {', '.join(self.sequences)}{' and a label' if labels else ''}"
         if unusable:
             self.notes.append(f"{unusable} case(s) left out: without {what}")
         self._entries = tuple(entry for entry in usable if entry is not None)
+        self.present = {
+            case.key: frozenset(entry.sequences)
+            for case, entry in zip(chosen, usable, strict=True)
+            if entry is not None
+        }
         self._train = sum(entry is not None for entry in usable[: len(parts["train"])])
         if self._train == 0:
             raise DataError(f"no training case has {what}")
@@ -114,6 +122,9 @@ class VolumeSource:
 
     def _usable(self, entry: Entry, labels: bool) -> bool:
         return bool(set(entry.sequences) & set(self.sequences)) and (not labels or entry.label is not None)
+
+    def _used(self, entry: Entry) -> set[str]:
+        return set(entry.sequences) & set(self.sequences)
 
     def train(self, *, start: int, batch: int, rank: int, world: int, seed: int) -> Iterator[Mapping[str, Tensor]]:
         """Batches from global micro-step ``start`` on, for ever, as workers deliver them (give them to ``finish``)."""
@@ -229,7 +240,8 @@ class VolumeSource:
             "cases": {"train": self._train, "validation": self.validation_size},
             "subjects": [entry.case for entry in train],
             "validation_subjects": [entry.case for entry in self._entries[self._train :]],
-            "files": sorted({digest[:16] for e in train for name, digest in e.files.items() if name in self.sequences}),
+            "files": sorted({digest[:16] for e in train for name, digest in e.files.items() if name in self._used(e)}),
+            "voxels": sorted({digest for e in train for name, digest in e.voxels.items() if name in self._used(e)}),
         }
 
 

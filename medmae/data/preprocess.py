@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int16, Shaped, UInt8
 from medmae.core.errors import DataError, UsageError
 from medmae.data.foreground import bounding_box, combine, estimate_foreground, spread_points
 from medmae.data.geometry import Affine, crop_affine, same_grid, to_model_grid, voxel_spacing
+from medmae.data.oddities import CONSTANT, label_values, oddity, voxel_hash
 
 CT_WINDOW = (-1000.0, 1000.0)  # Hounsfield units: air to dense bone; a spec's own window replaces it
 _NORMALIZE = ("zscore_foreground", "zscore", "none")
@@ -123,7 +124,11 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One case on the model's grid; ``affine`` and ``box`` belong to the crop, ``header`` to the first file read."""
+    """One case on the model's grid; ``affine`` belongs to the crop, ``header`` to the first file that counts.
+
+    ``odd``: what is odd about an image, by sequence; a constant one is not among ``images``. ``voxels``: a hash of
+    each image's values and place (``data/oddities.py``). ``label_values``: those of the file, before remap.
+    """
 
     images: Mapping[str, Quantized]
     foreground: UInt8[np.ndarray, "x y z"]
@@ -132,6 +137,9 @@ class Prepared:
     statistics: Mapping[str, Statistics]
     points: Shaped[np.ndarray, "k 3"]
     header: Any
+    odd: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    voxels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_values: tuple[float, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -160,7 +168,8 @@ def prepare(
 
     ``spec`` is a Spec, a PreprocessSettings or its JSON. ``remap`` (file value -> class) defaults to the Spec's own.
     ``read`` replaces the reader (path -> volume with ``array``, ``affine``, ``header``). DataError for sequences
-    that do not share a grid where the policy is "error", SkippedCaseError where it is "skip".
+    that do not share a grid where the policy is "error", SkippedCaseError where it is "skip" and where every image is
+    constant: one that is carries no information and counts as missing.
     """
     if read is None:
         from medmae.data.readers import read as read_file
@@ -170,6 +179,10 @@ def prepare(
     if not case.images:
         raise DataError(f"case {case.key} has no images")
     volumes = {name: read(path) for name, path in case.images.items()}
+    odd = {name: kind for name, volume in volumes.items() if (kind := oddity(volume.array)) is not None}
+    volumes = {name: volume for name, volume in volumes.items() if odd.get(name) != CONSTANT}
+    if not volumes:
+        raise SkippedCaseError(f"case {case.key}: every voxel of {' and '.join(case.images)} has the same value")
     reference = next(iter(volumes.values()))
     extras = {name: read(path) for name, path in (("mask", case.mask), ("label", case.label)) if path is not None}
     _check_grids(case, {**volumes, **extras}, reference, settings)
@@ -184,8 +197,14 @@ def prepare(
         foreground = np.ones(reference.array.shape, bool)
     else:
         foreground = combine(estimate_foreground(array) for array in arrays.values())
-    return _on_model_grid(
+    prepared = _on_model_grid(
         arrays, foreground, masks.get("label"), reference, settings, label_remap(spec) if remap is None else remap
+    )
+    return dataclasses.replace(
+        prepared,
+        odd=odd,
+        voxels={name: voxel_hash(volume) for name, volume in volumes.items()},
+        label_values=label_values(extras["label"].array) if "label" in extras else (),
     )
 
 
@@ -236,7 +255,7 @@ def _on_model_grid(
 
     classes = None
     if label is not None:
-        classes = _classes(np.ascontiguousarray(move(label, True)[0][cut]), remap)
+        classes = classes_of(np.ascontiguousarray(move(label, True)[0][cut]), remap)
     return Prepared(
         images=stored,
         foreground=inside.astype(np.uint8),
@@ -256,7 +275,7 @@ def _check_grids(case: Any, volumes: Mapping[str, Any], reference: Any, settings
     ]
     if not wrong or settings.on_mismatch == "resample":
         return
-    first = next(iter(case.images))
+    first = next(iter(volumes))
     message = (
         f"case {case.key}: not on the grid of {first} (shape {tuple(reference.array.shape)}, affine "
         f"{np.round(reference.affine, 3).tolist()}): {'; '.join(wrong)}. "
@@ -273,7 +292,9 @@ def _onto(volume: Any, reference: Any, *, nearest: bool) -> np.ndarray:
     return to_model_grid(volume, like=like, nearest=nearest)[0]
 
 
-def _classes(values: np.ndarray, remap: Mapping[int, int]) -> np.ndarray:
+def classes_of(values: Shaped[np.ndarray, "x y z"], remap: Mapping[int, int]) -> Shaped[np.ndarray, "x y z"]:
+    """Values of a label file (rounded) as classes: remapped all at once, uint8 or int16. DataError for values below 0
+    or above 32767."""
     whole = np.rint(np.nan_to_num(values)).astype(np.int64)
     result = whole.copy()
     for source, target in remap.items():

@@ -155,7 +155,86 @@ def test_baselines_are_never_fitted_on_what_is_measured(cohort: Path, model: Pat
     assert summary["about"]["baselines_fitted_on"] == 0
     assert {e["method"] for e in summary["summary"]} == {"model"}
     assert call(*line, "--fit", cohort, "--out", tmp_path / "fit") == 0
-    assert json.loads((tmp_path / "fit" / "summary.json").read_text())["about"]["baselines_fitted_on"] == 2
+    about = json.loads((tmp_path / "fit" / "summary.json").read_text())["about"]
+    parts = open_cohort(cohort).split()
+    train = {case.key for case in parts["train"]}
+    measured = {case.key for case in open_cohort(cohort).cases[:4]}
+    assert train & measured
+    assert about["baselines_fitted_on"] == len(train - measured)
+    assert about["left_out_of_the_baselines"] == len(train & measured)
+
+
+def resaved(cohort: Path, folder: Path) -> Path:
+    """The cohort again, uncompressed: other bytes and file names, the same images."""
+    for case in open_cohort(cohort).cases:
+        (folder / case.key).mkdir(parents=True)
+        for path in (*case.images.values(), case.label, case.mask):
+            image = nib.load(path)
+            nib.save(image, folder / case.key / path.name.removesuffix(".gz"))
+    (folder / "spec.yaml").write_text(SPEC.replace(".nii.gz", ".nii"))
+    return folder / "spec.yaml"
+
+
+def test_images_saved_in_another_format_are_known_again(cohort: Path, model: Path, tmp_path: Path, capsys) -> None:
+    from medmae.data.loader import VolumeSource
+
+    source = VolumeSource(open_cohort(cohort), size=(16, 16, 16), cache=tmp_path / "cache", quiet=True)
+    known = source.describe()
+    trained = save(tmp_path / "model", subjects=known["subjects"], files=known["files"], voxels=known["voxels"])
+    again = resaved(cohort, tmp_path / "again")
+    line = ("--data", again, "--out", tmp_path / "out")
+    assert call(*line, "--checkpoint", trained, "--split", "train") == 3
+    assert "2 of 2 case(s) were training cases" in capsys.readouterr().err
+    assert call(*line, "--checkpoint", trained, "--cases", 1) == 0
+    train = len(open_cohort(cohort).split()["train"])
+    assert call(*line, "--checkpoint", model, "--split", "train", "--fit", cohort, "--overwrite") == 0
+    about = json.loads((tmp_path / "out" / "summary.json").read_text())["about"]
+    assert (about["baselines_fitted_on"], about["left_out_of_the_baselines"]) == (0, train)
+
+
+def test_how_the_foreground_came_about_is_said(cohort: Path, model: Path, tmp_path: Path, capsys) -> None:
+    def about(spec: Path, out: Path) -> tuple[str, str]:
+        arguments = ["--data", spec, "--checkpoint", model, "--out", out, "--cases", 1, "--overlap", 0]
+        assert main(["evaluate", "reconstruct", *map(str, arguments)]) == 0
+        return json.loads((out / "summary.json").read_text())["about"]["foreground"], capsys.readouterr().err
+
+    words, said = about(cohort, tmp_path / "masks")
+    assert words == "given masks in 1 case(s)"
+    assert "hidden" not in said
+    bare = cohort.parent / "bare.yaml"
+    bare.write_text("\n".join(line for line in SPEC.splitlines() if not line.startswith("mask")))
+    words, said = about(bare, tmp_path / "none")
+    assert words == "estimated from all sequences, the hidden one included, in 1 case(s)"
+    assert "1 of 1 case(s) have no mask" in said
+    assert "the hidden one included" in said
+
+
+def test_labels_are_remapped_and_must_lie_on_the_grid(cohort: Path, model: Path, tmp_path: Path, capsys) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(cohort.parent, folder)
+    text = SPEC.replace("lesion: 1}", "lesion: 1}, remap: {7: 0, 4: 1}")
+    (folder / "spec.yaml").write_text(text)
+    first, second = open_cohort(folder / "spec.yaml").split()["test"]
+    label = np.full(SIZE, 7, np.uint8)
+    label[8:13, 8:13, 8:13] = 4
+    nib.save(nib.Nifti1Image(label, np.eye(4)), first.label)
+    nib.save(nib.Nifti1Image(label[:-1], np.eye(4)), second.label)
+    arguments = ["--data", folder / "spec.yaml", "--checkpoint", model, "--overlap", 0]
+    for data, out in ((folder / "spec.yaml", "new"), (cohort, "old")):
+        arguments[1] = data
+        assert main(["evaluate", "reconstruct", *map(str, arguments), "--out", str(tmp_path / out), "--identify"]) == 0
+    assert "1 label(s) left aside" in capsys.readouterr().err
+    rows = {out: list(csv.DictReader((tmp_path / out / "measurements.csv").open())) for out in ("new", "old")}
+
+    def inside(out: str, key: str) -> list[str]:
+        return [r["r2_label"] for r in rows[out] if r["case"] == key and r["method"] == "model"]
+
+    assert inside("new", first.key) == inside("old", first.key)  # the class 0 region of value 7 does not count
+    assert not any(inside("new", second.key))
+    about = json.loads((tmp_path / "new" / "summary.json").read_text())["about"]
+    assert (about["cases_with_label"], about["labels_on_another_grid"]) == (1, 1)
 
 
 def test_json_on_standard_output_and_no_overwriting(cohort: Path, model: Path, tmp_path: Path, capsys) -> None:

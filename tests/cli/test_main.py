@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -112,3 +113,48 @@ def test_info_notices_changed_weights(tmp_path, capsys):
 def test_the_readme_holds_the_generated_table_of_methods():
     repository = Path(__file__).parents[2]
     assert markdown_table(all_methods()) in (repository / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "here/a.json"), 1, "here/a.json: the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "here/a.json"), 2, "here/a.json: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "here"), 2, "here: Read-only file system"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", b"gone"), 2, "gone: No such file"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not a directory"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "folder"), 2, "folder: Is a directory"),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(monkeypatch, capsys, error: OSError, code: int, words: str):
+    import medmae.cli.methods
+
+    def broken(markdown: bool = False) -> None:
+        raise error
+
+    monkeypatch.setattr(medmae.cli.methods, "run", broken)
+    assert main(["methods"]) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert "bug" not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error", "here"),
+        OSError(errno.EACCES, "Permission denied"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", command_line.__file__ + ".gone"),
+        OSError("planted"),
+    ],
+)
+def test_other_system_errors_stay_bugs(monkeypatch, capsys, error: OSError):
+    import medmae.cli.methods
+
+    def broken(markdown: bool = False) -> None:
+        raise error
+
+    monkeypatch.setattr(medmae.cli.methods, "run", broken)
+    assert main(["methods"]) == 1
+    assert "This is a bug" in capsys.readouterr().err

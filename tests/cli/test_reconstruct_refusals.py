@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -108,3 +109,27 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, ca
     (tmp_path / "cohort.csv").write_bytes(content)
     assert main(["data", "check", "--data", str(tmp_path / "cohort.csv")]) == 3
     assert "cohort.csv" in capsys.readouterr().err
+
+
+def test_cases_without_the_reference_are_counted_once(copier: Path, tmp_path: Path, capsys) -> None:
+    image, _ = blob()
+    lines = ["case,t1n,t2w"]
+    for i in range(3):
+        first = save(tmp_path / f"a{i}.nii.gz", image + i, np.eye(4))
+        second = save(tmp_path / f"b{i}.nii.gz", image.max() - image, np.eye(4)) if i == 0 else None
+        lines.append(f"p{i},{first.name},{second.name if second else ''}")
+    (tmp_path / "cohort.csv").write_text("\n".join(lines) + "\n")
+    line = ["--checkpoint", copier, "--data", tmp_path / "cohort.csv", "--target", "t1c", "--out", tmp_path / "out"]
+    line += ["--reference", "t2w", "--overlap", 0]
+    assert main(["reconstruct", *map(str, line)]) == 0
+    assert capsys.readouterr().err.count("2 of 3 case(s) lack t2w") == 1
+
+
+def test_a_constant_input_is_said_and_left_out(copier: Path, case, tmp_path: Path, capsys) -> None:
+    flat = save(tmp_path / "flat.nii.gz", np.full(SIZE, 3, np.int16), np.eye(4))
+    line = ["--checkpoint", copier, "--t2w", flat, "--t1n", case["t1n"], "--target", "t1c", "--overlap", 0]
+    assert main(["reconstruct", *map(str, line), "--out", str(tmp_path / "o.nii.gz")]) == 0
+    assert "t2w has one value only: left out" in capsys.readouterr().err
+    about = json.loads((tmp_path / "o.json").read_text())
+    assert set(about["inputs"]) == {"t1n"}
+    assert about["reference"] == "t1n"

@@ -130,7 +130,7 @@ def test_any_changed_setting_has_another_name(built, other, tmp_path: Path):
 def test_another_version_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     case = make_case(tmp_path, "a")
     (old,) = cache.ensure([case], PreprocessSettings(), folder=tmp_path / "cache")
-    monkeypatch.setattr(cache, "VERSION", 2)
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     (new,) = cache.ensure([case], PreprocessSettings(), folder=tmp_path / "cache")
     assert new.key != old.key
 

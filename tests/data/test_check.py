@@ -116,6 +116,22 @@ def test_a_sound_cohort_has_no_fault(tmp_path):
     assert "No fault found" in html_report(checked)
 
 
+def test_a_header_that_does_not_say_how_it_lies_is_a_warning(tmp_path):
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    for case, codes in enumerate(((0, 0), (1, 0), (0, 1))):
+        path = tmp_path / "data" / f"c{case}" / "t1n.nii.gz"
+        path.parent.mkdir(parents=True)
+        image = nib.Nifti1Image(noise(case), np.eye(4))
+        image.set_qform(np.eye(4), codes[0])
+        image.set_sform(np.eye(4), codes[1])
+        nib.save(image, path)
+    checked = check_cohort(list_cohort(load_spec(tmp_path / "spec.yaml")), workers=0)
+    (found,) = checked.findings
+    assert (found.case, found.role, found.kind, found.error) == ("c0", "t1n", "no orientation", False)
+    assert "is a guess" in found.problem
+    assert checked.errors == 0
+
+
 def test_geometry_policy_makes_a_warning(planted):
     (planted / "spec.yaml").write_text(SPEC + "geometry: {on_mismatch: resample}\n")
     checked = check_cohort(list_cohort(load_spec(planted / "spec.yaml")), workers=0)

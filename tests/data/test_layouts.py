@@ -51,6 +51,18 @@ def test_pattern(tmp_path, pattern, names):
     assert any("->" in note for note in cohort.notes)
 
 
+def test_files_with_another_ending_are_counted(tmp_path):
+    names = ["p1/t1.nii.gz", "p1/t1.nii", "p1/t1ce.nii", "p2/t1.nii.gz", "p2/flair.nii", "p2/t2.mha", "p3/t1.nrrd"]
+    touch(tmp_path, *names, "p1/other.nii", "p1/seg.nii", "p1/t1.json")
+    cohort = list_cohort(spec(tmp_path, pattern="{case}/{seq}.nii.gz")).cohort
+    assert found(cohort) == {"p1": ["t1n"], "p2": ["t1n"]}
+    notes = [note for note in cohort.notes if "end in" in note]
+    assert [note.split(" that")[0] for note in notes] == [f"left aside: {count} file(s)" for count in (1, 2, 1)]
+    assert [note.split("end in ")[1].split(". ")[0] for note in notes] == [".mha", ".nii", ".nrrd"]
+    open_ended = list_cohort(spec(tmp_path, pattern="{case}/t1{seq}*")).cohort
+    assert not [note for note in open_ended.notes if "end in" in note]
+
+
 def test_pattern_with_subject_and_session(tmp_path):
     touch(tmp_path, "a/1/t1.nii", "a/2/t1.nii", "b/1/t1.nii")
     cohort = list_cohort(spec(tmp_path, pattern="{subject}/{session}/{seq}.nii")).cohort
