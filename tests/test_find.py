@@ -86,6 +86,7 @@ def test_mistakes_in_a_recipe_are_named(options: dict, match: str) -> None:
         ({"size": (30, 32, 32)}, "not a multiple of patch"),
         ({"mask_ratio": 1.0}, r"ratio must be in \[0, 1\)"),
         ({"heads": 5}, "not a multiple of 5 heads"),
+        ({"size": [16.5, 16, 16]}, "whole numbers|Type-check"),
         ({"coords": "cm"}, "coords"),
     ],
 )

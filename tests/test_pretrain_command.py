@@ -79,7 +79,7 @@ def test_a_model_comes_out(cohort: Path, tmp_path: Path, capsys: pytest.CaptureF
             assert b"case3" not in path.read_bytes()
     assert list((out / "qc").glob("*.png"))
     assert (out / "DONE").exists()
-    report = (out / "report.html").read_text()
+    report = (out / "report.html").read_text("utf-8")
     assert "6 steps, finished" in report
     assert "case3" not in report
 

@@ -178,11 +178,6 @@ def test_names_that_cannot_be_are_refused(names: tuple[str, ...], match: str) ->
         ModalityGrid(names, Grid((8, 8), (4, 4)))
 
 
-def test_sizes_are_whole_numbers():
-    with pytest.raises(ValueError, match="whole numbers"):
-        Grid((16.5, 16), (4, 4))
-
-
 def test_what_a_missing_image_holds_does_not_matter_not_even_nan():
     tokenizer = ModalityGrid(("a", "b"), Grid((4, 4), (2, 2)))
     batch = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import locale
 import os
 import struct
 
@@ -144,6 +145,7 @@ def write_dicom(folder, array, spacing=(1.5, 1.2, 3.0), origin=(-10.0, 20.0, 7.0
             plane.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{series}_{99 - z:03d}.dcm"))
         writer.Execute(plane)
+    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # writing DICOM leaves it at C
 
 
 def test_dicom_series(tmp_path):
