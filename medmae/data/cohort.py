@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmae.core.errors import DataError, UsageError
@@ -333,8 +333,3 @@ def _cell(text: str, kind: str, where: str, faults: list[str]) -> float | str | 
         faults.append(f"{where}: a time cannot be negative ({printable(text)}).")
         return None
     return value
-
-
-def with_cases(cohort: Cohort, cases: tuple[Case, ...]) -> Cohort:
-    """The same cohort with other cases (for example those that are left after a geometry policy)."""
-    return replace(cohort, cases=cases)

@@ -12,7 +12,6 @@ A path may end in ``#2`` to mean volume 2 of a 4-D file, as Medical Decathlon da
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import re
 import zlib
@@ -63,39 +62,6 @@ def read(path: str | Path) -> Volume:
     if array is None:
         raise DataError(f"{path}: no values were read.")
     return Volume(array, header.affine, header)
-
-
-def content_hash(path: str | Path) -> str:
-    """SHA-256 of the file's bytes; of names and bytes for a folder; the channel suffix counts."""
-    file, channel = split_channel(path)
-    digest = hashlib.sha256()
-    try:
-        for part in sorted(file.iterdir()) if file.is_dir() else _parts(file):
-            if file.is_dir():
-                if not part.is_file():
-                    continue
-                digest.update(b"\0" + part.name.encode(errors="surrogatepass") + b"\0")
-            with open(part, "rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
-    except OSError as error:
-        raise DataError(f"{printable(str(file))}: cannot be read ({error.strerror}).") from error
-    if channel is not None:
-        digest.update(f"#{channel}".encode())
-    return digest.hexdigest()
-
-
-def _parts(file: Path) -> list[Path]:
-    """The files that make up one volume: a detached header (.mhd, .nhdr) comes with its data."""
-    if not file.name.lower().endswith((".mhd", ".nhdr")):
-        return [file]
-    from medmae.data.readers_itk import data_file
-
-    try:
-        other = data_file(file)
-    except Fault as fault:
-        raise DataError(f"{printable(str(file))}: {fault}.") from fault
-    return [file] if other is None else [file, other]
 
 
 def _open(path: str | Path, *, values: bool, length: bool) -> tuple[Header, np.ndarray | None]:

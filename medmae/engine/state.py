@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medmae.atomic import flush
 from medmae.core.errors import CheckpointError, MedmaeError
 from medmae.engine.distributed import put, whole
 
@@ -89,7 +90,7 @@ def write_state(folder: Path, state: Mapping[str, Any], *, step: int, keep: int)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _write_file(partial, {"format": FORMAT, "step": step, **state})
         os.replace(partial, path)
-        _flush_folder(folder)
+        flush(folder)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "iostream" not in str(error):
@@ -202,14 +203,6 @@ def _write_file(path: Path, content: Mapping[str, Any]) -> None:
         torch.save(dict(content), file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _size(state: Any) -> int:

@@ -189,3 +189,10 @@ def test_what_a_missing_image_holds_does_not_matter_not_even_nan():
     tokens = tokenizer(batch)
     assert torch.isfinite(tokens.content).all()
     assert torch.equal(tokens.content[0, 4:], tokenizer.grid.patchify(batch["b"])[0])
+
+
+def test_sizes_are_whole_numbers() -> None:
+    grid = object.__new__(Grid)  # past the type check of the tests, as users are
+    vars(grid).update(size=(16.5, 16), patch=(4, 4), channels=1)
+    with pytest.raises(ValueError, match="whole numbers"):
+        grid.__post_init__()

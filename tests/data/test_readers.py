@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from medmae.core.errors import DataError
-from medmae.data.readers import content_hash, inspect, read, split_channel
+from medmae.data.fingerprint import Fingerprints
+from medmae.data.readers import inspect, read, split_channel
 
 AFFINE = np.array([[-1.9, 0.3, 0.0, 30.0], [0.3, 1.9, 0.0, -20.0], [0.0, 0.0, 2.5, 5.0], [0, 0, 0, 1.0]])
 
@@ -234,7 +235,7 @@ def test_four_dimensional_needs_a_channel(tmp_path):
         np.testing.assert_array_equal(read(f"{tmp_path}/a.nii.gz#{index}").array, array[..., index])
     with pytest.raises(DataError, match="volume #3"):
         inspect(f"{tmp_path}/a.nii.gz#3")
-    assert content_hash(f"{tmp_path}/a.nii.gz#0") != content_hash(f"{tmp_path}/a.nii.gz#1")
+    assert Fingerprints(None).of(f"{tmp_path}/a.nii.gz#0") != Fingerprints(None).of(f"{tmp_path}/a.nii.gz#1")
     (tmp_path / "x#2").write_text("")
     assert split_channel(tmp_path / "x#2") == (tmp_path / "x#2", None)
 
@@ -313,11 +314,11 @@ def test_a_detached_header_is_hashed_with_its_data(tmp_path):
     import SimpleITK
 
     SimpleITK.WriteImage(itk_image(volume(), AFFINE), str(tmp_path / "a.mhd"))
-    before = content_hash(tmp_path / "a.mhd")
+    before = Fingerprints(None).of(tmp_path / "a.mhd")
     data = bytearray((tmp_path / "a.raw").read_bytes())
     data[0] ^= 1
     (tmp_path / "a.raw").write_bytes(bytes(data))
-    assert content_hash(tmp_path / "a.mhd") != before
+    assert Fingerprints(None).of(tmp_path / "a.mhd") != before
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])

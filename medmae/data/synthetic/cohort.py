@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from medmae.atomic import write_text
+from medmae.atomic import flush, write_text
 from medmae.core.errors import DataError, UsageError
 from medmae.data.synthetic.anatomy import load_template
 from medmae.data.synthetic.case import case_name, make_case, present_sequences
@@ -163,7 +163,7 @@ def write_case(folder: Path, index: int, recipe: dict[str, Any]) -> None:
     facts = {"case": name, "sequences": list(present)} | case.describe()
     (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for path in unfinished.iterdir():
-        _sync(path)
+        flush(path)
     try:
         os.replace(unfinished, folder / name)
     except OSError:
@@ -215,11 +215,3 @@ preprocess:
 split: {{by: subject, seed: 0, val: 0.1, test: 0.1}}
 license: "synthetic images, no patient; anatomy from the MNI ICBM152 2009a maps"
 """
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
