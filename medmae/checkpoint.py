@@ -91,6 +91,8 @@ def load_state(
         CheckpointError: strict, and a tensor is missing, unused or of another shape; the message names them.
     """
     own = module.state_dict()
+    alias = first_names(own)
+    state = {**{k: state[alias[k]] for k in own if k not in state and alias[k] in state}, **state}
     shared = [k for k in own if k in state]
     used = [k for k in shared if state[k].shape == own[k].shape]
     resized = [f"{k} {tuple(state[k].shape)} -> {tuple(own[k].shape)}" for k in shared if k not in set(used)]
@@ -113,6 +115,19 @@ def load_state(
         for name in used:
             own[name].copy_(state[name])
     return report
+
+
+def first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The name under which each tensor of a state comes first: some networks register one tensor several times.
+
+    Two names stand for one tensor when they share its memory, shape and strides.
+    """
+    first: dict[Any, str] = {}
+    names = {}
+    for name, value in state.items():
+        same = (value.data_ptr(), value.device, value.shape, value.stride()) if value.numel() else name
+        names[name] = first.setdefault(same, name)
+    return names
 
 
 def _belongs(name: str, sequences: set[str], kept: set[str], used: set[str]) -> bool:
@@ -151,7 +166,9 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     card = find(name).card
-    weights = {key: value.detach().cpu().contiguous() for key, value in (state or method.state_dict()).items()}
+    values = state or method.state_dict()
+    alias = first_names(method.state_dict())  # averaged weights have the aliases of the method, not its memory
+    weights = {key: value.detach().cpu().contiguous() for key, value in values.items() if alias.get(key, key) == key}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
     config = {

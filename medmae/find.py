@@ -74,7 +74,7 @@ class Found:
         """
         recipe = self.recipe(preset=preset, scale=scale, **overrides)
         try:
-            return self.builder(**{k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()})
+            return self.builder(**{key: _frozen(value) for key, value in recipe.items()})
         except (ValueError, TypeError) as error:
             raise UsageError(f"{self.name} cannot be built: {error}") from error
 
@@ -94,6 +94,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(entry) for entry in value]
     return value
+
+
+def _frozen(value: Any) -> Any:
+    """Lists to tuples, recursively: the values that builders take."""
+    return tuple(_frozen(entry) for entry in value) if isinstance(value, list) else value
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from medmae.checkpoint import (
     CONFIG,
     WEIGHTS,
+    first_names,
     from_pretrained,
     load_model,
     load_state,
@@ -189,3 +191,20 @@ def test_a_sequence_called_like_a_part_of_the_network_excuses_no_missing_tensor(
     state = {k: v for k, v in from_pretrained(run).state_dict().items() if k != "decoder.inner.head.weight"}
     with pytest.raises(CheckpointError, match=r"1 missing: decoder\.inner\.head\.weight"):
         load_state(larger, state, before=added[:-1], after=added)
+
+
+def test_a_tensor_with_two_names_is_stored_once_and_loaded_under_both() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(2, 2, bias=False)
+            self.other = self.one
+
+    source, target = Twice(), Twice()
+    assert first_names(source.state_dict()) == {"one.weight": "one.weight", "other.weight": "one.weight"}
+    report = load_state(target, {"one.weight": source.one.weight.detach()})
+    assert not report.missing
+    assert torch.equal(target.other.weight, source.one.weight)
+    separate = nn.ModuleDict({"one": nn.Linear(2, 2, bias=False), "other": nn.Linear(2, 2, bias=False)})
+    with pytest.raises(CheckpointError, match=r"other\.weight"):
+        load_state(separate, {"one.weight": source.one.weight.detach()})

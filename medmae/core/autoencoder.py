@@ -27,6 +27,8 @@ class Autoencoder(Method):
         target: what the answers are.
         distance: how far off a guess is, per token.
         reduce: what becomes of the means per modality: ``sum``, ``mean``, or None for one mean over all tokens.
+        foreground_values: only values in the foreground of the batch are compared. Finer than weighing tokens by their
+            share of foreground; for targets that are values of the image, where a token is a large cube.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Autoencoder(Method):
         target: nn.Module,
         distance: Distance,
         reduce: str | None = None,
+        foreground_values: bool = False,
     ) -> None:
         super().__init__()
         if reduce not in ("sum", "mean", None):
@@ -47,6 +50,7 @@ class Autoencoder(Method):
         self.tokenizer, self.sampler, self.target = tokenizer, sampler, target
         self.encoder, self.decoder = encoder, decoder
         self.distance, self.reduce = distance, reduce
+        self.foreground_values = foreground_values
 
     def plan(self, batch: Batch) -> MaskPlan:
         """The plan that :meth:`forward` draws for this batch."""
@@ -69,9 +73,17 @@ class Autoencoder(Method):
         tokens = self.tokenizer(batch)
         truth = self.target(tokens)
         plan = self.sampler(tokens, self.keys(batch)) if plan is None else plan
-        error = self.distance(self.guess(tokens, plan), take(truth, plan.target))
+        guess, answer, weight = self.guess(tokens, plan), take(truth, plan.target), plan.weights()
+        counts = self.tokenizer.counts(batch) if self.foreground_values else None
+        if counts is None:
+            error = self.distance(guess, answer)
+        else:
+            inside = take(counts, plan.target)
+            share = inside.mean(-1)
+            error = self.distance(guess * inside, answer * inside) / share.clamp_min(1e-6)
+            weight = weight * share
         by = take(tokens.layout.modality, plan.target) if self.reduce else None
-        loss = masked_mean(error, plan.weights(), by=by, groups=len(self.sequences), reduce=self.reduce or "sum")
+        loss = masked_mean(error, weight, by=by, groups=len(self.sequences), reduce=self.reduce or "sum")
         return {"reconstruction": loss}
 
     def after_step(self) -> None:

@@ -161,6 +161,13 @@ class ModalityGrid(nn.Module):
         modality = torch.arange(m, device=device).repeat_interleave(n).expand(b, -1)
         return TokenLayout(column, coords.repeat(1, m, 1), modality, weight, m * n, ragged=present is not None)
 
+    def counts(self, batch: Batch) -> Float[Tensor, "b n what"] | None:
+        """Which values of every token count: those in the foreground; None where the batch has none."""
+        if "foreground" not in batch:
+            return None
+        inside = Grid(self.grid.size, self.grid.patch).patchify((batch["foreground"] > 0).float())
+        return inside.repeat_interleave(self.grid.channels, -1).repeat(1, len(self.names), 1)
+
     def _absent(self, batch: Batch, index: int) -> Tensor:
         """A blank image for a name that the batch leaves out and marks as not present."""
         present = batch.get("present")

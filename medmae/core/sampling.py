@@ -21,7 +21,7 @@ Key = Int[Tensor, " b"]
 Priority = Callable[[Tokens, Key], Float[Tensor, "b n"]]
 """Lower comes first. Missing tokens may get any value: the sampler puts them last."""
 
-PRIORITY, TIE, SHARES, DROP, SUBSET, SHIFT = range(11, 17)  # streams of randomness, one per purpose
+PRIORITY, TIE, SHARES, DROP, SUBSET, SHIFT, RATIO = range(11, 18)  # streams of randomness, one per purpose
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,26 @@ def ratio(value: float) -> Budget:
     return budget
 
 
-def ratio_per_modality(value: float, *, modalities: int) -> Budget:
-    """Hide this share of the existing tokens of every modality."""
+def ratio_per_modality(value: float | tuple[float, float], *, modalities: int) -> Budget:
+    """Hide this share of the existing tokens of every modality.
+
+    Args:
+        value: mask ratio, or the range from which every sample draws its own, uniformly.
+        modalities: number of modalities.
+    """
+    if isinstance(value, tuple):
+        low, high = value
+        _check_ratio(low)
+        _check_ratio(high)
+        if low > high:
+            raise ValueError(f"a range of mask ratios goes from low to high, not from {low} to {high}")
+
+        def drawn(layout: TokenLayout, key: Key) -> Counts:
+            share = low + (high - low) * uniform(key, 1, stream=RATIO).double()
+            per = (_existing(layout, modalities).double() * (1 - share)).long()
+            return Counts(per, per.sum(1), None)
+
+        return drawn
     _check_ratio(value)
 
     def budget(layout: TokenLayout, key: Key) -> Counts:

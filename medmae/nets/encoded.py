@@ -29,6 +29,25 @@ class Encoded:
     taps: dict[int, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Pyramid:
+    """Features at several resolutions: what a convolutional encoder hands on.
+
+    Attributes:
+        levels: maps, fine to coarse; sparse encoders leave zeros where nothing is visible.
+        full: layout of the full set, the canvas of a decoder.
+        seen: the visible tokens as they came in.
+    """
+
+    levels: tuple[Float[Tensor, "b _ ..."], ...]
+    full: TokenLayout
+    seen: Tokens
+
+    def dense(self) -> tuple[Float[Tensor, "b _ ..."], ...]:
+        """The maps, fine to coarse, whatever form an encoder keeps them in."""
+        return self.levels
+
+
 def attention_mask(layout: TokenLayout, prefix: int) -> Bool[Tensor, "b 1 1 s"] | None:
     """Which keys may be attended to: every prefix token and every token that exists; None where that is all."""
     if not layout.ragged:

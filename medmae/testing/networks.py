@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from medmae.find import Found
+from medmae.nets.encoded import Pyramid
 
 from .batches import awake, example_batch, pieces
 from .building import build
@@ -20,17 +23,23 @@ def everything_visible_is_the_plain_network(found: Found) -> None:
     assert encoder is not None, f"{type(method).__name__} has no encoder: offer it, or exempt this check on the card"
     tokens = method.tokenizer(example_batch(method))
     total = tokens.layout.total
-    blank = torch.zeros(())
     with torch.no_grad():
         plain = encoder(tokens, tokens.layout)
         order = torch.stack([torch.randperm(total, generator=torch.Generator().manual_seed(s)) for s in range(3)])
         for ragged in (False, True):
             shuffled = encoder(tokens.at(order, ragged=ragged), tokens.layout)
-            back = shuffled.tokens.onto(tokens.layout, blank).content
-            apart = float((back - plain.tokens.content).abs().max())
-            assert apart <= 1e-4, f"with everything visible the encoder differs from the plain network by {apart:.3g}"
-            apart = float((shuffled.prefix - plain.prefix).abs().max()) if plain.prefix.numel() else 0.0
-            assert apart <= 1e-4, f"with everything visible the prefix tokens differ by {apart:.3g}"
+            for mine, other in zip(_maps(shuffled), _maps(plain), strict=True):
+                apart = float((mine - other).abs().max()) if other.numel() else 0.0
+                assert apart <= 1e-4, (
+                    f"with everything visible the encoder differs from the plain network by {apart:.3g}"
+                )
+
+
+def _maps(encoded: Any) -> list[torch.Tensor]:
+    """What an encoder found, in the order of the full set: maps of a pyramid, coarse to fine, or tokens and prefix."""
+    if isinstance(encoded, Pyramid):
+        return list(encoded.dense()[::-1])
+    return [encoded.tokens.onto(encoded.full, torch.zeros(())).content, encoded.prefix]
 
 
 def no_graph_breaks(found: Found) -> None:

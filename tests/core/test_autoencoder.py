@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medmae.core.autoencoder import Autoencoder
+from medmae.core.grid import Grid, ModalityGrid
 from medmae.core.loss import masked_mean, mse
 from medmae.core.target import Features
 from medmae.core.tokens import MaskPlan, take
@@ -100,3 +101,23 @@ def test_without_prefix_tokens_nothing_visible_is_finite_too() -> None:
         loss.backward()
         assert bool(loss.isfinite())
         assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in method.parameters())
+
+
+def test_values_outside_the_foreground_are_neither_guessed_nor_averaged() -> None:
+    grid = Grid((4, 4), (2, 2), channels=2)
+    batch = {"x": torch.randn(2, 2, 4, 4), "key": torch.arange(2), "foreground": torch.zeros(2, 1, 4, 4)}
+    batch["foreground"][:, :, :3, 1:] = 1
+    tokenizer = ModalityGrid(("x",), grid)
+    counts = tokenizer.counts(batch)
+    assert counts is not None
+    assert torch.equal(grid.unpatchify(counts), batch["foreground"].expand(-1, 2, -1, -1))
+    assert tokenizer.counts({"x": batch["x"]}) is None
+    method = find("mae").build(scale="test", size=(4, 4), patch=(2, 2), channels=2, normalize_target=False)
+    method.tokenizer, method.sequences, method.foreground_values = tokenizer, ("x",), True
+    plan = MaskPlan(torch.tensor([[0], [1]]), torch.tensor([[1, 2, 3], [0, 2, 3]]))
+    truth = tokenizer(batch).content
+    method.guess = lambda tokens, plan: take(truth, plan.target) + 2.0  # type: ignore[method-assign]
+    assert float(method(batch, plan)["reconstruction"]) == pytest.approx(4.0)
+    wrong = truth + 5.0 * (1 - counts)  # only where nothing counts
+    method.guess = lambda tokens, plan: take(wrong, plan.target)  # type: ignore[method-assign]
+    assert float(method(batch, plan)["reconstruction"]) == pytest.approx(0.0, abs=1e-12)

@@ -1,0 +1,1 @@
+"""What a pre-trained encoder becomes: networks for other tasks, and nnU-Net's."""
