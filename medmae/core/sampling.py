@@ -21,7 +21,7 @@ Key = Int[Tensor, " b"]
 Priority = Callable[[Tokens, Key], Float[Tensor, "b n"]]
 """Lower comes first. Missing tokens may get any value: the sampler puts them last."""
 
-PRIORITY, TIE, SHARES, DROP, SUBSET, SHIFT, RATIO = range(11, 18)  # streams of randomness, one per purpose
+PRIORITY, TIE, SHARES, DROP, SUBSET, SHIFT, RATIO, START, ASK = range(11, 20)  # streams of randomness, one per purpose
 
 
 @dataclass(frozen=True)
@@ -67,43 +67,72 @@ def _check_ratio(value: float, name: str = "ratio") -> None:
 # --- budgets ------------------------------------------------------------------------------------------------------
 
 
-def ratio(value: float) -> Budget:
-    """Hide this share of all existing tokens of a sample."""
+def ratio(value: float, *, cut_hidden: bool = False) -> Budget:
+    """Hide this share of all existing tokens of a sample.
+
+    Args:
+        value: mask ratio.
+        cut_hidden: truncate the number of hidden tokens (Point-MAE) in place of that of visible ones (MAE): of 64
+            tokens at 0.6, 38 are hidden and not 39.
+    """
     _check_ratio(value)
 
     def budget(layout: TokenLayout, key: Key) -> Counts:
-        total = _keep(layout.exists.sum(1), value)
-        return Counts(total[:, None], total, None if layout.ragged else keep_count(layout.total, value))
+        existing = layout.exists.sum(1)
+        total = existing - (existing.double() * value).long() if cut_hidden else _keep(existing, value)
+        fixed = layout.total - int(layout.total * value) if cut_hidden else keep_count(layout.total, value)
+        return Counts(total[:, None], total, None if layout.ragged else fixed)
 
     return budget
 
 
-def ratio_per_modality(value: float | tuple[float, float], *, modalities: int) -> Budget:
+def ratio_of_tubes(value: float, *, positions: int) -> Budget:
+    """Hide ``int(positions * value)`` positions in every frame (VideoMAE): the hidden are cut, not the visible.
+
+    This shows more than :func:`ratio` does: of 8 frames of 196 tokens at 0.9 it is 8 * 20, not ``keep_count(1568)``.
+
+    Args:
+        value: mask ratio.
+        positions: tokens per frame; what exists of a sample are whole frames.
+    """
+    _check_ratio(value)
+    kept = positions - int(positions * value)
+
+    def budget(layout: TokenLayout, key: Key) -> Counts:
+        total = layout.exists.sum(1) // positions * kept
+        return Counts(total[:, None], total, None if layout.ragged else layout.total // positions * kept)
+
+    return budget
+
+
+def ratio_per_modality(value: float | tuple[float, float], *, modalities: int, complete: float = 0.0) -> Budget:
     """Hide this share of the existing tokens of every modality.
 
     Args:
         value: mask ratio, or the range from which every sample draws its own, uniformly.
         modalities: number of modalities.
+        complete: probability that a subset of the modalities of a sample, uniform over the proper non-empty ones, is
+            hidden whole and the rest shown whole instead: the situation in which a missing one is reconstructed.
     """
-    if isinstance(value, tuple):
-        low, high = value
-        _check_ratio(low)
-        _check_ratio(high)
-        if low > high:
-            raise ValueError(f"a range of mask ratios goes from low to high, not from {low} to {high}")
-
-        def drawn(layout: TokenLayout, key: Key) -> Counts:
-            share = low + (high - low) * uniform(key, 1, stream=RATIO).double()
-            per = (_existing(layout, modalities).double() * (1 - share)).long()
-            return Counts(per, per.sum(1), None)
-
-        return drawn
-    _check_ratio(value)
+    low, high = value if isinstance(value, tuple) else (value, value)
+    _check_ratio(low)
+    _check_ratio(high)
+    if low > high:
+        raise ValueError(f"a range of mask ratios goes from low to high, not from {low} to {high}")
+    if not 0 <= complete <= 1:
+        raise ValueError(f"complete must be a probability, not {complete}")
+    always_alike = low == high and complete == 0
 
     def budget(layout: TokenLayout, key: Key) -> Counts:
-        per = _keep(_existing(layout, modalities), value)
-        fixed = None if layout.ragged else modalities * keep_count(layout.total // modalities, value)
-        return Counts(per, per.sum(1), fixed)
+        existing = _existing(layout, modalities)
+        share = low + (high - low) * uniform(key, 1, stream=RATIO).double() if low < high else low
+        per = (existing.double() * (1 - share)).long()
+        if complete > 0:
+            kept = _proper_subset(existing > 0, key)
+            here = (uniform(key, 1, stream=DROP) < complete) & (kept != (existing > 0)).any(1, keepdim=True)
+            per = torch.where(here, existing * kept, per)
+        static = always_alike and not layout.ragged
+        return Counts(per, per.sum(1), modalities * keep_count(layout.total // modalities, low) if static else None)
 
     return budget
 
@@ -193,7 +222,8 @@ def tube(positions: int) -> Priority:
         n = tokens.layout.id.shape[1]
         if n % positions:
             raise ValueError(f"{n} tokens are not a multiple of {positions} positions")
-        return uniform(key, positions, stream=PRIORITY).repeat(1, n // positions)
+        rank = uniform(key, positions, stream=PRIORITY).argsort(dim=1, stable=True).argsort(1)  # no two places tie
+        return rank.float().repeat(1, n // positions)
 
     return priority
 
@@ -215,6 +245,25 @@ def block(edge: float) -> Priority:
     return priority
 
 
+def running_cells() -> Priority:
+    """A pattern of 2 x 2 cells that moves on by one place in every frame (VideoMAE V2, section 3.2).
+
+    The first half by this order has two tokens of every cell at every time, and every place twice in any four frames.
+    The four places of a cell are counted row by row, all cells move together, and every sample starts where its key
+    says. Inside one place and time the order is uniform.
+
+    The first axis of the coordinates is time, the last two are row and column, as grid indices.
+    """
+
+    def priority(tokens: Tokens, key: Key) -> Float[Tensor, "b n"]:
+        time, row, column = (tokens.layout.coords[..., axis].round().long() for axis in (0, -2, -1))
+        start = (4 * uniform(key, 1, stream=START)).long()
+        place = (2 * (row % 2) + column % 2 + time + start) % 4
+        return place + uniform(key, place.shape[1], stream=ASK)
+
+    return priority
+
+
 # --- the sampler --------------------------------------------------------------------------------------------------
 
 
@@ -227,13 +276,28 @@ class MaskSampler(nn.Module):
         weigh: weigh each target by the share of it that counts (``TokenLayout.weight``).
         ask: share of the masked tokens that is asked for, in (0, 1]: those last in priority where the budget has one
             group; tokens of groups that are hidden whole, then any, where it has several.
+        ask_by: priority among the masked tokens for being asked, in place of that rule (a second mask).
+        ask_visible: the second mask knows nothing of the first: visible tokens are asked for as well, with a weight of
+            zero, and ``ask`` is a share of all tokens. References that decode a second mask do this.
     """
 
-    def __init__(self, priority: Priority, budget: Budget, *, weigh: bool = False, ask: float = 1.0) -> None:
+    def __init__(
+        self,
+        priority: Priority,
+        budget: Budget,
+        *,
+        weigh: bool = False,
+        ask: float = 1.0,
+        ask_by: Priority | None = None,
+        ask_visible: bool = False,
+    ) -> None:
         super().__init__()
         if not 0 < ask <= 1:
             raise ValueError(f"ask must be in (0, 1], not {ask}")
+        if ask_visible and ask_by is None:
+            raise ValueError("ask_visible needs ask_by: without it, who is asked follows from who is visible")
         self.priority, self.budget, self.weigh, self.ask = priority, budget, weigh, ask
+        self.ask_by, self.ask_visible = ask_by, ask_visible
 
     @torch.compiler.disable  # a plan is integers, some of them of sizes that depend on the data: nothing to compile
     def forward(self, tokens: Tokens, key: Int[Tensor, " b"]) -> MaskPlan:
@@ -246,18 +310,31 @@ class MaskSampler(nn.Module):
         layout = tokens.layout
         counts = self.budget(layout, key)
         order = self._order(tokens, key, counts)
-        existing = layout.exists.sum(1)
-        hidden = existing - counts.total
-        asked = hidden if self.ask == 1 else (hidden.double() * self.ask).ceil().long()
-        n = layout.id.shape[1]
+        existing, n = layout.exists.sum(1), layout.id.shape[1]
+        hidden = None if self.ask_by is None else order.argsort(dim=1) >= counts.total[:, None]
+        queue = order if hidden is None else self._queue(tokens, key, hidden)
+        free = existing if self.ask_visible else existing - counts.total
+        asked = free if self.ask == 1 else (free.double() * self.ask).ceil().long()
         if counts.fixed is not None:
-            t = n - counts.fixed if self.ask == 1 else -int(-(n - counts.fixed) * self.ask // 1)
-            visible, target = order[:, : counts.fixed], order[:, n - t :]
+            most = n if self.ask_visible else n - counts.fixed
+            t = most if self.ask == 1 else -int(-most * self.ask // 1)
+            visible, target = order[:, : counts.fixed], queue[:, n - t :]
         else:
             visible = _window(order, torch.zeros_like(existing), counts.total)
-            target = _window(order, existing - asked, asked)
+            target = _window(queue, existing - asked, asked)
         weight = take(layout.weight, target) if self.weigh and layout.weight is not None else None
+        if hidden is not None and self.ask_visible:
+            scored = take(hidden, target).float()
+            weight = scored if weight is None else weight * scored
         return MaskPlan(visible, target, weight, ragged=counts.fixed is None)
+
+    def _queue(self, tokens: Tokens, key: Int[Tensor, " b"], hidden: Bool[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+        """Columns in the order in which they are *not* asked for; the missing ones come last."""
+        assert self.ask_by is not None
+        late = -self.ask_by(tokens, key)
+        if not self.ask_visible:
+            late = late.masked_fill(~hidden, -torch.inf)
+        return late.masked_fill(~tokens.layout.exists, torch.inf).argsort(dim=1, stable=True)
 
     def _order(self, tokens: Tokens, key: Int[Tensor, " b"], counts: Counts) -> Int[Tensor, "b n"]:
         """Columns from first to last: wanted tokens, then the other existing ones, then the missing ones."""

@@ -35,16 +35,26 @@ class Normalized(nn.Module):
             into a full-weight target. In squared intensity units; 0 is the published rule.
         channels: statistics per channel (VideoMAE) where larger than one; the channel is the fastest axis.
         eps_outside: add ``eps`` to the standard deviation (VideoMAE) in place of the variance (MAE).
+        biased: divide the squares by the number of values, as a layer norm does, in place of one less.
     """
 
-    def __init__(self, *, eps: float = 1e-6, floor: float = 0.0, channels: int = 1, eps_outside: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        eps: float = 1e-6,
+        floor: float = 0.0,
+        channels: int = 1,
+        eps_outside: bool = False,
+        biased: bool = False,
+    ) -> None:
         super().__init__()
         self.eps, self.floor, self.channels, self.eps_outside = eps, floor, channels, eps_outside
+        self.biased = biased
 
     def scale(self, content: Float[Tensor, "b n what"]) -> tuple[Tensor, Tensor]:
         """Mean and divisor of every token, each [b n 1 channels]; needed to show a guess in intensity units."""
         x = content.reshape(*content.shape[:-1], -1, self.channels)
-        variance = x.var(-2, keepdim=True).clamp_min(self.floor)
+        variance = x.var(-2, keepdim=True, unbiased=not self.biased).clamp_min(self.floor)
         divisor = variance.sqrt() + self.eps if self.eps_outside else (variance + self.eps).sqrt()
         return x.mean(-2, keepdim=True), divisor
 

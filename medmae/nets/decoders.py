@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from medmae.core.tokens import TokenLayout, take
+from medmae.core.tokens import TokenLayout, Tokens, take
 
 from .block import Stack
 from .encoded import Encoded, attention_mask
@@ -21,33 +22,51 @@ class JointDecoder(nn.Module):
     The encoder's prefix tokens come first, without a position. The head runs on what is asked for only. Missing tokens
     are not attended to.
 
+    With ``asked_only`` the full set is never built: the decoder works on the visible tokens and one mask token for each
+    query (VideoMAE). Where all that is hidden is asked for this is the same function; where little is, it is cheaper,
+    and an answer depends on what else is asked.
+
     Args:
-        encoder_width: features per token that come in.
+        encoder_width: features per token that come in; None where they are ``width`` and come in as they are.
         width: features per token inside.
         depth: blocks.
         heads: attention heads.
         content: values per token that go out.
         positions: coordinates to features of ``width``.
+        every_block: add the positions again before every block, and not only before the first.
+        blocks: in place of plain blocks, called as a :class:`medmae.nets.block.Stack` is.
         names: modalities with a learned embedding each; None for no embedding.
         eps: of the layer norms.
+        embed_bias: bias on the map from the encoder's width.
+        asked_only: leave out what is neither visible nor asked for.
+        prefix: that many learned tokens of its own, in place of those of the encoder; None takes the encoder's.
         options: further arguments of the blocks.
     """
 
     def __init__(
         self,
         *,
-        encoder_width: int,
+        encoder_width: int | None,
         width: int,
         depth: int,
         heads: int,
         content: int,
         positions: nn.Module,
+        every_block: bool = False,
+        blocks: nn.Module | None = None,
         names: Sequence[str] | None = None,
         eps: float = 1e-6,
+        embed_bias: bool = True,
+        asked_only: bool = False,
+        prefix: int | None = None,
         **options: object,
     ) -> None:
         super().__init__()
-        self.embed = Linear(encoder_width, width)
+        self.asked_only, self.prefix, self.every_block = asked_only, prefix, every_block
+        self.embed = nn.Identity() if encoder_width is None else Linear(encoder_width, width, bias=embed_bias)
+        self.prefix_tokens = nn.Parameter(torch.empty(1, prefix, width)) if prefix else None
+        if self.prefix_tokens is not None:
+            nn.init.trunc_normal_(self.prefix_tokens, std=0.02)
         self.mask_token = nn.Parameter(torch.empty(width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.positions = positions
@@ -55,23 +74,40 @@ class JointDecoder(nn.Module):
         self.modality = nn.ParameterDict({name: nn.Parameter(torch.empty(width)) for name in names or ()})
         for vector in self.modality.values():
             nn.init.trunc_normal_(vector, std=0.02)
-        self.blocks = Stack(depth, width, heads, eps=eps, **options)  # type: ignore[arg-type]
+        self.blocks = Stack(depth, width, heads, eps=eps, **options) if blocks is None else blocks  # type: ignore[arg-type]
         self.norm = nn.LayerNorm(width, eps=eps)
         self.head = Linear(width, content)
 
     def features(self, encoded: Encoded, queries: TokenLayout) -> Float[Tensor, "b t d"]:
         """What the head reads: normalized features where the decoder is asked."""
-        layout = encoded.full
-        prefix = self.embed(encoded.prefix)
-        tokens = encoded.tokens.__class__(encoded.tokens.layout, self.embed(encoded.tokens.content))
-        x = tokens.onto(layout, self.mask_token).content
-        x = x + self.positions(layout.coords).to(x.dtype)
+        seen = Tokens(encoded.tokens.layout, self.embed(encoded.tokens.content))
+        prefix = self._prefix(encoded)
+        if self.asked_only:
+            layout = _joined(seen.layout, queries)
+            blank = self.mask_token.to(seen.content.dtype).expand(*queries.id.shape, -1)
+            x = torch.cat([seen.content, blank], 1)
+            v, t = seen.layout.id.shape[1], queries.id.shape[1]
+            asked = torch.arange(v, v + t, device=x.device).expand(len(x), -1)
+        else:
+            layout = encoded.full
+            x = seen.onto(layout, self.mask_token).content
+            asked = queries.id.clamp_min(0)
+        k = prefix.shape[1]
+        places = self.positions(layout.coords).to(x.dtype)
+        again = {"again": nn.functional.pad(places, (0, 0, k, 0))} if self.every_block else {}
+        x = x if self.every_block else x + places
         if self.names is not None:
             x = x + torch.stack([self.modality[name] for name in self.names]).to(x.dtype)[layout.modality]
-        k = prefix.shape[1]
-        asked = queries.id.clamp_min(0) + k
-        x, _ = self.blocks(torch.cat([prefix, x], 1), attention_mask(layout, k), rows=asked)
+        x, _ = self.blocks(torch.cat([prefix, x], 1), attention_mask(layout, k), rows=asked + k, **again)
         return self.norm(x)
+
+    def _prefix(self, encoded: Encoded) -> Float[Tensor, "b k d"]:
+        if self.prefix is None:
+            return self.embed(encoded.prefix)  # type: ignore[no-any-return]
+        dtype, b = encoded.tokens.content.dtype, len(encoded.tokens.content)
+        if self.prefix_tokens is None:
+            return self.mask_token.new_empty(b, 0, len(self.mask_token), dtype=dtype)
+        return self.prefix_tokens.expand(b, -1, -1).to(dtype)
 
     def forward(self, encoded: Encoded, queries: TokenLayout) -> Shaped[Tensor, "b t what"]:
         """Content of every query; rows of missing queries hold anything finite."""
@@ -141,6 +177,18 @@ class DetailDecoder(nn.Module):
         marks = _marks(seen.layout)
         there = torch.stack([marks.gather(1, column) for column in columns], -1)
         return torch.stack([take(canvas, column) for column in columns], 2), there
+
+
+def _joined(first: TokenLayout, second: TokenLayout) -> TokenLayout:
+    """The tokens of both, one after the other; weights are left out."""
+    return replace(
+        first,
+        id=torch.cat([first.id, second.id], 1),
+        coords=torch.cat([first.coords, second.coords], 1),
+        modality=torch.cat([first.modality, second.modality], 1),
+        weight=None,
+        ragged=first.ragged or second.ragged,
+    )
 
 
 def _marks(layout: TokenLayout) -> Shaped[Tensor, "b total"]:

@@ -20,6 +20,7 @@ class Encoded:
         full: layout of the full set, the canvas of a decoder.
         seen: the visible tokens as they came in, for decoders that pass detail through.
         taps: features after chosen blocks, without the prefix.
+        tap_prefix: the prefix after these blocks.
     """
 
     tokens: Tokens
@@ -27,6 +28,7 @@ class Encoded:
     full: TokenLayout
     seen: Tokens
     taps: dict[int, Tensor] = field(default_factory=dict)
+    tap_prefix: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

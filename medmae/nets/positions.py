@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -53,3 +53,67 @@ class SinCos(nn.Module):
     def forward(self, coords: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
         """The code of every position."""
         return sincos(coords, self.width, order=self.order, temperature=self.temperature)
+
+
+class Counted(nn.Module):
+    """A fixed code of the place in the row-major count of all grid cells, as in a sentence (VideoMAE).
+
+    Sines and cosines alternate: feature 2q and 2q+1 are sine and cosine at frequency ``temperature ** (-2q / width)``.
+    The code of a cell depends on the size of the grid: pre-train at the size that is used later.
+
+    Args:
+        shape: cells per axis.
+        width: length of the code.
+        temperature: base of the frequencies.
+    """
+
+    def __init__(self, shape: Sequence[int], width: int, *, temperature: float = 10000.0) -> None:
+        super().__init__()
+        self.shape, self.width, self.temperature = tuple(shape), width, temperature
+
+    def forward(self, coords: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
+        """The code of every cell; coordinates are grid indices."""
+        place = row_major(coords, self.shape).unsqueeze(-1)
+        exponent = torch.arange(0, self.width, 2, device=coords.device, dtype=torch.float64) / self.width
+        angle = place * torch.exp(exponent * -math.log(self.temperature))
+        return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., : self.width].float()
+
+
+class Learned(nn.Module):
+    """The sum of learned tables, one for each group of axes.
+
+    One group of all axes is the usual learned table; ``((0,), (1, 2))`` is one table over time and one over space,
+    which share their rows among all places and all times (MAE-ST, section 3.1).
+
+    Args:
+        shape: cells per axis.
+        width: features per position.
+        groups: axes of each table; each axis once. Default: one table over all axes.
+
+    Raises:
+        ValueError: an axis is in no group or in two.
+    """
+
+    def __init__(self, shape: Sequence[int], width: int, *, groups: Sequence[Sequence[int]] | None = None) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.groups = (tuple(range(len(self.shape))),) if groups is None else tuple(tuple(axes) for axes in groups)
+        if sorted(axis for axes in self.groups for axis in axes) != list(range(len(self.shape))):
+            raise ValueError(f"groups {self.groups} do not hold each of the {len(self.shape)} axes once")
+        sizes = [math.prod(self.shape[axis] for axis in axes) for axes in self.groups]
+        self.tables = nn.ParameterList(nn.Parameter(torch.empty(size, width)) for size in sizes)
+        for table in self.tables:
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, coords: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
+        """The row of every position in each table, added up; coordinates are grid indices."""
+        rows = [row_major(coords[..., list(axes)], [self.shape[axis] for axis in axes]) for axes in self.groups]
+        return torch.stack([table[row] for table, row in zip(self.tables, rows, strict=True)]).sum(0)
+
+
+def row_major(coords: Float[Tensor, "*b p"], shape: Sequence[int]) -> Int[Tensor, "*b"]:
+    """Number of every grid cell when cells are counted along the last axis first; coordinates are grid indices."""
+    place = coords[..., 0].round().long()
+    for axis in range(1, len(shape)):
+        place = place * shape[axis] + coords[..., axis].round().long()
+    return place

@@ -21,7 +21,8 @@ def example_batch(
     """A batch the method can run on.
 
     Args:
-        method: with a ``tokenizer`` that has ``names`` and a ``grid``.
+        method: with a ``tokenizer`` that has ``names``, ``entries``, a ``grid`` and, for class maps, ``classes``, or
+            that offers an ``example`` of its own.
         samples: number of samples.
         seed: another seed gives other images, masks and keys.
         lacking: for every sample, the columns of the sequences it lacks; these images are zero, and the batch gets a
@@ -29,20 +30,12 @@ def example_batch(
 
     Returns:
         Every sequence as Float[b c *size], ``foreground`` Float[b 1 *size], ``spacing`` Float[b p], ``key`` Int64[b].
+        What stands on no grid is as the tokenizer offers it, without ``foreground`` and ``spacing``.
     """
-    grid, names = method.tokenizer.grid, method.tokenizer.names
+    names = method.tokenizer.names
     draw = torch.Generator().manual_seed(seed)
-    axes = [torch.linspace(0, 1, s) for s in grid.size]
-    place = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    waves = torch.stack([torch.cos(torch.pi * k * x) for x in place for k in (1, 2)])
-    batch: dict[str, Tensor] = {}
-    for name in names:
-        amplitude = torch.randn(samples, grid.channels, len(waves), generator=draw)
-        batch[name] = torch.einsum("bcw,w...->bc...", amplitude, waves)
-        batch[name] += 0.02 * torch.randn(batch[name].shape, generator=draw)
-    radius = (place - 0.5).square().sum(0).sqrt()
-    batch["foreground"] = (radius < 0.45).float().expand(samples, 1, *grid.size).clone()
-    batch["spacing"] = torch.tensor([1.0, 1.5, 2.0, 1.0])[: len(grid.size)].expand(samples, -1).clone()
+    offer = getattr(method.tokenizer, "example", None)
+    batch: dict[str, Tensor] = _waves(method.tokenizer, samples, draw) if offer is None else offer(samples, draw)
     batch["key"] = torch.arange(samples) + 1000 * seed + 7
     if lacking is not None:
         batch["present"] = torch.ones(samples, len(names), dtype=torch.bool)
@@ -51,6 +44,28 @@ def example_batch(
                 batch["present"][row, column] = False
                 batch[names[column]][row] = 0
     return batch
+
+
+def _waves(tokenizer: Any, samples: int, draw: torch.Generator) -> dict[str, Tensor]:
+    """Images, their foreground and their spacing, for a tokenizer that cuts a grid."""
+    grid, classes = tokenizer.grid, getattr(tokenizer, "classes", {})
+    batch: dict[str, Tensor] = {}
+    for name, (channels, *size) in tokenizer.entries.items():
+        waves = torch.stack([torch.cos(torch.pi * k * x) for x in _place(size) for k in (1, 2)])
+        amplitude = torch.randn(samples, channels, len(waves), generator=draw)
+        batch[name] = torch.einsum("bcw,w...->bc...", amplitude, waves)
+        batch[name] += 0.02 * torch.randn(batch[name].shape, generator=draw)
+        if name in classes:
+            batch[name] = batch[name].round().remainder(classes[name])
+    radius = (_place(grid.size) - 0.5).square().sum(0).sqrt()
+    batch["foreground"] = (radius < 0.45).float().expand(samples, 1, *grid.size).clone()
+    batch["spacing"] = torch.tensor([1.0, 1.5, 2.0, 1.0])[: len(grid.size)].expand(samples, -1).clone()
+    return batch
+
+
+def _place(size: Sequence[int]) -> Tensor:
+    """Coordinates in [0, 1] along every axis."""
+    return torch.stack(torch.meshgrid(*(torch.linspace(0, 1, s) for s in size), indexing="ij"))
 
 
 def mixed_batch(method: Any, *, seed: int = 0) -> dict[str, Tensor]:

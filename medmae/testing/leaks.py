@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medmae.core.tokens import MaskPlan, take
+from medmae.core.tokens import MaskPlan, Tokens, take
 from medmae.find import Found
 
 from .batches import alone, awake, example_batch, mixed_batch, pieces
@@ -37,15 +37,25 @@ def _asked(plan: MaskPlan, guess: Tensor) -> Tensor:
     return guess[plan.target >= 0]
 
 
-def _voxels(method: Any, tokens: Tensor) -> dict[str, Tensor]:
-    """A Bool[b n] over tokens as masks over the voxels of every sequence."""
-    grid = method.tokenizer.grid
-    names: tuple[str, ...] = method.tokenizer.names
-    parts = torch.split(tokens, grid.length, 1)
-    return {
-        name: grid.unpatchify(part[..., None].expand(-1, -1, grid.content).float()) > 0.5
-        for name, part in zip(names, parts, strict=True)
-    }
+def _voxels(method: Any, tokens: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A Bool[b n] over tokens as masks over the values of the batch; where these values themselves say which token
+    holds them, the tokenizer has to look at the batch."""
+    reach = getattr(method.tokenizer, "reach", None)
+    marked: dict[str, Tensor] = method.tokenizer.voxels(tokens) if reach is None else reach(batch, tokens)
+    return marked
+
+
+def _without_hidden(
+    method: Any, batch: dict[str, Tensor], tokens: Tokens, seen: dict[str, Tensor], visible: Tensor
+) -> Tokens:
+    """The tokens of a batch whose hidden values are replaced by noise. Where the values decide what the tokens are,
+    the content of the hidden tokens is replaced."""
+    if hasattr(method.tokenizer, "reach"):
+        keep = visible.reshape(*visible.shape, *(1,) * (tokens.content.ndim - 2))
+        return Tokens(tokens.layout, torch.where(keep, tokens.content, _noise(tokens.content)))
+    other = {name: torch.where(mask, batch[name], _noise(batch[name])) for name, mask in seen.items()}
+    changed: Tokens = method.tokenizer(batch | other)
+    return changed
 
 
 def hidden_content_never_leaks(found: Found) -> None:
@@ -62,7 +72,8 @@ def hidden_content_never_leaks(found: Found) -> None:
             raise AssertionError("the guess does not depend on any image")
         direction = torch.randn(picked.shape, generator=torch.Generator().manual_seed(2))
         gradients = torch.autograd.grad((picked * direction).sum(), list(images.values()), allow_unused=True)
-        seen = _voxels(method, _where_visible(plan, tokens.layout.total))
+        visible = _where_visible(plan, tokens.layout.total)
+        seen = _voxels(method, visible, batch)
         reached = 0.0
         for (name, image), gradient in zip(images.items(), gradients, strict=True):
             gradient = torch.zeros_like(image) if gradient is None else gradient
@@ -75,8 +86,7 @@ def hidden_content_never_leaks(found: Found) -> None:
         if training:  # dropout changes the values, and no gradient that is zero
             continue
         with torch.no_grad():
-            other = {name: torch.where(seen[name], batch[name], _noise(batch[name])) for name in images}
-            again = method.guess(method.tokenizer(batch | other), plan)
+            again = method.guess(_without_hidden(method, batch, tokens, seen, visible), plan)
             change = (_asked(plan, again) - picked).abs().max()
         assert change == 0, f"replacing what is hidden changes the guess by {float(change):.3g}"
 

@@ -41,8 +41,8 @@ def plan_is_sound(found: Found) -> None:
                 counts = sampler.budget(layout, batch["key"])
                 seen, asked = (plan.visible >= 0).sum(1), (plan.target >= 0).sum(1)
                 assert torch.equal(seen, counts.total), f"visible {seen.tolist()}, budget {counts.total.tolist()}"
-                hidden = layout.exists.sum(1) - counts.total
-                most = (hidden.double() * sampler.ask).ceil().long()
+                free = layout.exists.sum(1) - (0 if sampler.ask_visible else counts.total)
+                most = (free.double() * sampler.ask).ceil().long()
                 assert torch.equal(asked, most), f"asked {asked.tolist()}, budget {most.tolist()}"
 
 

@@ -27,6 +27,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "mae",
         {"size": (16, 16, 8), "patch": (8, 4, 4), "channels": 2, "normalize_target": False},
     ),
+    "all visible places decoded, as published": ("videomae_v2", {"decode_visible": True}),
+    "anisotropic clip, odd rows": ("videomae_v2", {"size": (6, 24, 40), "channels": 2, "decode": 0.3}),
+    "no [CLS], one table, every frame": ("mae_st", {"cls": False, "separable": False, "target_stride": 1}),
 }
 WANTED = (
     "finite_named_losses",

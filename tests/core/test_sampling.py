@@ -14,7 +14,9 @@ from medmae.core.sampling import (
     keep_count,
     random,
     ratio,
+    ratio_of_tubes,
     ratio_per_modality,
+    running_cells,
     shares,
     tube,
 )
@@ -325,3 +327,71 @@ def test_tiny_concentrations_show_one_sequence(present: list[int]) -> None:
 def test_shares_refuse_impossible_concentrations(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha must be positive"):
         shares(0.75, modalities=4, alpha=alpha)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 0.75, 0.9, 0.95])
+def test_tubes_cut_the_hidden_places_and_not_the_visible_ones(value: float) -> None:
+    kept = 4 * (49 - int(49 * value))
+    budget = ratio_of_tubes(value, positions=49)
+    complete = plan_of(layout_of(3, 1, 4 * 49), budget)
+    assert complete.visible.shape == (3, kept)
+    assert not complete.ragged
+    present = torch.tensor([[1], [0], [1]]).bool()
+    lacking = plan_of(layout_of(3, 1, 4 * 49, present), budget)
+    assert (lacking.visible >= 0).sum(1).tolist() == [kept, 0, kept]
+
+
+def test_places_of_a_tube_never_tie() -> None:
+    """Two places with the same random number would share the last tube between them."""
+    sampler = MaskSampler(tube(20), ratio_of_tubes(0.5, positions=20))
+    order = sampler.priority(layout_of(50, 1, 60), torch.arange(50))
+    assert all(len(row.unique()) == 20 for row in order)
+
+
+def clip(b: int, steps: int, rows: int, columns: int, present: torch.Tensor | None = None) -> Tokens:
+    tokenizer = ModalityGrid(("v",), Grid((steps, 2 * rows, 2 * columns), (1, 2, 2)))
+    batch = {"v": torch.zeros(b, 1, steps, 2 * rows, 2 * columns)}
+    return tokenizer(batch if present is None else batch | {"present": present})
+
+
+def test_running_cells_have_two_of_four_at_every_time_and_every_place_twice_in_four() -> None:
+    order = running_cells()(clip(40, 9, 6, 8), torch.arange(40))
+    asked = (order < 2).view(40, 9, 6, 8)
+    assert bool((asked.view(40, 9, 3, 2, 4, 2).sum((3, 5)) == 2).all())
+    for t in range(6):
+        assert bool((asked[:, t : t + 4].sum(1) == 2).all())
+    assert torch.equal(asked[..., :2, :2].repeat(1, 1, 3, 4), asked)  # all cells together
+    assert torch.equal(asked[:, 4:8], asked[:, :4])
+    starts = {tuple(row.flatten().tolist()) for row in asked[:, 0, :2, :2]}
+    assert len(starts) == 4
+    assert starts == {(True, True, False, False), (True, False, False, True), (False, False, True, True),
+                      (False, True, True, False)}  # fmt: skip
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("ask", [0.25, 0.5, 1.0])
+def test_a_second_mask_chooses_among_the_hidden(ragged: bool, ask: float) -> None:
+    present = torch.tensor([[1], [0], [1]]).bool() if ragged else None
+    tokens, key = clip(3, 4, 4, 4, present), torch.arange(3)
+    budget = ratio_of_tubes(0.75, positions=16)
+    plan = MaskSampler(tube(16), budget, ask=ask, ask_by=running_cells())(tokens, key)
+    assert plan.target.shape == (3, int(48 * ask))
+    order = running_cells()(tokens, key)
+    for row in (0, 2):
+        asked, seen = set(plan.target[row].tolist()), set(plan.visible[row].tolist())
+        assert len(asked) == int(48 * ask)
+        assert not asked & seen
+        assert asked == {i for i in range(64) if order[row, i] < 4 * ask} - seen
+    assert bool((plan.target[1] == -1).all()) == ragged
+
+
+def test_a_second_mask_may_ask_for_what_is_visible_at_no_weight() -> None:
+    tokens = clip(3, 4, 4, 4)
+    options = {"ask": 0.5, "ask_by": running_cells(), "ask_visible": True}
+    plan = MaskSampler(tube(16), ratio_of_tubes(0.75, positions=16), **options)(tokens, torch.arange(3))
+    assert plan.target.shape == (3, 32)
+    both = (plan.target[:, :, None] == plan.visible[:, None]).any(-1)
+    assert both.sum(1).tolist() == [8, 8, 8]
+    assert torch.equal(plan.weights(), (~both).float())
+    with pytest.raises(ValueError, match="ask_visible needs ask_by"):
+        MaskSampler(random(), ratio(0.5), ask_visible=True)

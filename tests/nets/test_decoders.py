@@ -19,9 +19,9 @@ NAMES = ("t1n", "t1c", "t2f")
 TOKENIZER = ModalityGrid(NAMES, Grid((8, 8, 8), (4, 4, 4)))
 
 
-def joint(names: tuple[str, ...] | None = NAMES) -> JointDecoder:
+def joint(names: tuple[str, ...] | None = NAMES, **options: object) -> JointDecoder:
     return JointDecoder(
-        encoder_width=24, width=12, depth=2, heads=3, content=64, positions=SinCos(12), names=names
+        encoder_width=24, width=12, depth=2, heads=3, content=64, positions=SinCos(12), names=names, **options
     ).eval()
 
 
@@ -157,3 +157,35 @@ def test_missing_queries_get_something_finite() -> None:
     tokens, coded = encoded(SEEN)
     asked = torch.tensor([[1, -1, -1], [-1, -1, -1]])
     assert bool(decoder(coded, tokens.layout.at(asked, ragged=True)).isfinite().all())
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_asked_for_all_that_is_hidden_the_full_set_is_not_needed(ragged: bool) -> None:
+    whole, short = joint(), joint(asked_only=True)
+    short.load_state_dict(whole.state_dict())
+    seen = torch.cat([SEEN, torch.full((2, 2), -1)], 1) if ragged else SEEN
+    hidden = torch.stack([torch.tensor([i for i in range(24) if i not in row.tolist()]) for row in SEEN])
+    tokens, coded = encoded(seen, ragged=ragged)
+    queries = tokens.layout.at(torch.nn.functional.pad(hidden, (0, 3), value=-1), ragged=True)
+    expected = whole(coded, tokens.layout.at(hidden))
+    torch.testing.assert_close(short(coded, queries)[:, :20], expected, atol=1e-5, rtol=1e-5)
+    few = tokens.layout.at(ASKED)
+    assert not torch.allclose(short(coded, few), whole(coded, few), atol=1e-4)  # what is left out is not attended to
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_a_prefix_of_its_own_replaces_that_of_the_encoder(prefix: int) -> None:
+    decoder = joint(prefix=prefix)
+    tokens, coded = encoded(SEEN)
+    moved = replace(coded, prefix=coded.prefix + 3)
+    queries = tokens.layout.at(ASKED)
+    assert torch.equal(decoder(coded, queries), decoder(moved, queries))
+    assert ("prefix_tokens" in dict(decoder.named_parameters())) == bool(prefix)
+    if prefix:
+        before = decoder(coded, queries)
+        torch.nn.init.ones_(decoder.prefix_tokens)
+        assert not torch.equal(decoder(coded, queries), before)
+
+
+def test_the_map_from_the_encoder_may_have_no_bias() -> None:
+    assert "embed.bias" not in joint(embed_bias=False).state_dict()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medmae.core.grid import Grid
-from medmae.nets.positions import SinCos, sincos
+from medmae.nets.positions import Counted, Learned, SinCos, row_major, sincos
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (2, 3, 5)])
@@ -64,3 +64,40 @@ def test_the_module_has_no_parameters_and_no_state() -> None:
     assert not module.state_dict()
     coords = torch.rand(2, 4, 3)
     assert torch.equal(module(coords), sincos(coords, 48, temperature=100.0))
+
+
+@pytest.mark.parametrize("width", [8, 15, 48])
+def test_counted_positions_are_those_of_a_sentence(width: int) -> None:
+    grid = Grid((4, 6, 10), (2, 2, 2))
+    code = Counted(grid.shape, width)(grid.indices()[None])[0]
+    assert code.shape == (30, width)
+    for place in (0, 1, 17, 29):
+        angles = [place / 10000 ** (2 * (j // 2) / width) for j in range(width)]
+        expected = [math.cos(a) if j % 2 else math.sin(a) for j, a in enumerate(angles)]
+        torch.testing.assert_close(code[place], torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_cells_are_counted_along_the_last_axis_first() -> None:
+    grid = Grid((2, 3, 5), (1, 1, 1))
+    assert row_major(grid.indices(), grid.shape).tolist() == list(range(30))
+
+
+def test_learned_positions_are_the_sum_of_their_tables() -> None:
+    grid = Grid((3, 4, 5), (1, 1, 1))
+    positions = Learned(grid.shape, 6, groups=((0,), (1, 2)))
+    assert [tuple(table.shape) for table in positions.tables] == [(3, 6), (20, 6)]
+    time, space = positions.tables
+    summed = (time[:, None] + space[None]).flatten(0, 1)
+    assert torch.equal(positions(grid.indices()[None])[0], summed)
+    picked = torch.tensor([[7, 59, 0]])
+    torch.testing.assert_close(positions(grid.indices()[picked]), summed[picked])
+    whole = Learned(grid.shape, 6)
+    assert torch.equal(whole(grid.indices()[None])[0], whole.tables[0])
+    positions(grid.indices()[None]).sum().backward()
+    assert all(float(table.grad.abs().min()) > 0 for table in positions.tables)
+
+
+@pytest.mark.parametrize("groups", [((0,), (1,)), ((0,), (0, 1, 2)), ((0, 1, 3),)])
+def test_every_axis_has_one_table(groups: tuple) -> None:
+    with pytest.raises(ValueError, match="axes once"):
+        Learned((2, 2, 2), 4, groups=groups)

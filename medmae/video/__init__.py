@@ -1,0 +1,1 @@
+"""Methods for clips (and volumes whose slices stand for time): one published method per file."""
