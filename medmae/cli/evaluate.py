@@ -1,11 +1,13 @@
-"""``medmae evaluate reconstruct``: a model next to what anybody gets without one, subset by subset."""
+"""``medmae evaluate reconstruct``: a model next to what anybody gets without one, subset by subset.
+
+Without a command, ``medmae evaluate --fractions`` measures a label curve.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,9 @@ import typer
 from medmae.core.errors import DataError, UsageError
 
 from .console import emit, emit_json, flags, say
+from .evaluate_segment import segment
+from .label_curve import label_curve
+from .leakage import image_hashes, prints_of, refuse_training_cases, voxel_hashes
 
 if TYPE_CHECKING:
     from medmae.evaluate.baselines import Baselines
@@ -27,9 +32,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 PARTS = ("train", "val", "test", "all")
 
 
-@app.callback()
-def _root() -> None:
-    """Measure a model, subset by subset, next to baselines."""
+app.callback(invoke_without_command=True)(label_curve)
+app.command()(segment)
 
 
 @app.command()
@@ -168,32 +172,13 @@ def run_study(
     Raises DataError where a case cannot be read, with the faults of all cases, or was a training case of the model and
     ``allow_leakage`` is not set.
     """
-    from medmae.data.fingerprint import Fingerprints, case_files, case_hash
     from medmae.data.workers import progress
     from medmae.evaluate.protocol import rows_of
     from medmae.evaluate.statistics import summarize
 
-    prints = Fingerprints(None)
-    files = [case_files(case, prints) for case in cases]
-    voxels = []
-    with progress("comparing with the training cases", len(cases), quiet=flags().quiet) as advance:
-        for case in cases:
-            voxels.append(_voxels(case, completer.sequences))
-            advance()
-    leaked = [i for i, found in enumerate(files) if _leaks(found, voxels[i], case_hash(found), completer.data)]
-    if leaked and not allow_leakage:
-        names = ", ".join(case_hash(files[i]) for i in leaked[:5]) + (" ..." if len(leaked) > 5 else "")
-        raise DataError(
-            f"{len(leaked)} of {len(cases)} case(s) were training cases of this model ({names}): "
-            "what it gets on them says nothing. Choose other cases (--split test), "
-            "or add --allow-leakage to measure all the same"
-        )
-    if leaked:
-        say(
-            f"{len(leaked)} of {len(cases)} case(s) were training cases of this model: the numbers flatter it",
-            style="yellow",
-        )
-    measured = frozenset(digest for found in files for digest in _images(found)).union(*voxels)
+    prints = prints_of(cases, completer.sequences)
+    leaked = refuse_training_cases(prints, completer.data, allow=allow_leakage)
+    measured = frozenset[str]().union(*(found.all for found in prints))
     baselines, fitted, twins = _fit(completer, training, measured=measured, limit=fit_cases)
     if twins:
         say(f"{twins} case(s) left out of the baselines: they share an image with a measured case", style="yellow")
@@ -217,9 +202,9 @@ def run_study(
     faults: list[str] = []
     labels = elsewhere = 0
     with progress("evaluating", len(cases), quiet=flags().quiet) as advance:
-        for case, found in zip(cases, files, strict=True):
+        for case, found in zip(cases, prints, strict=True):
             try:
-                code = case.key if identify else case_hash(found)
+                code = case.key if identify else found.code
                 subject, spacing = load_subject(completer, case, code=code, remap=remap)
             except DataError as error:
                 faults.append(str(error))
@@ -242,7 +227,7 @@ def run_study(
         "cases_with_label": labels,
         "labels_on_another_grid": elsewhere,
         "foreground": "; ".join(([given] if estimated < len(cases) else []) + ([guessed] if estimated else [])),
-        "training_cases_of_the_model": len(leaked),
+        "training_cases_of_the_model": leaked,
         "baselines_fitted_on": fitted,
         "left_out_of_the_baselines": twins,
         "units": "normalized volume (mean 0 and deviation 1 in the foreground); "
@@ -299,7 +284,7 @@ def _fit(
                 break
             if len(set(case.images) & set(completer.sequences)) > 1:
                 try:
-                    own = {*_images(case_files(case, prints)), *_voxels(case, completer.sequences)}
+                    own = {*image_hashes(case_files(case, prints)), *voxel_hashes(case, completer.sequences)}
                     if own & measured:
                         twins += 1
                         continue
@@ -309,37 +294,3 @@ def _fit(
                     say(f"left out of the baselines: {error}", style="yellow")
             advance()
     return (Baselines(sums), sums.cases, twins) if sums.cases else (None, 0, twins)
-
-
-def _images(files: Mapping[str, str]) -> list[str]:
-    return [digest for name, digest in files.items() if name not in ("mask", "label")]
-
-
-def _voxels(case: Any, sequences: Sequence[str]) -> frozenset[str]:
-    """Hashes of the values and places of a case's images, by which one saved in another format is known again.
-
-    Empty for what cannot be read, which is told when it is measured, and without constant images: many share one.
-    """
-    from medmae.data.oddities import CONSTANT, oddity, voxel_hash
-    from medmae.data.readers import read
-
-    found = set()
-    for name, path in case.images.items():
-        if name in sequences:
-            with suppress(DataError):
-                volume = read(path)
-                if oddity(volume.array) != CONSTANT:
-                    found.add(voxel_hash(volume))
-    return frozenset(found)
-
-
-def _leaks(files: Mapping[str, str], voxels: frozenset[str], code: str, data: Mapping[str, Any]) -> bool:
-    """Whether the model was trained on this case, or on one of its images, in whatever format."""
-    subjects = data.get("subjects") or ()
-    trained = set(subjects.get("train", ()) if isinstance(subjects, Mapping) else subjects)
-    seen = set(data.get("files") or ())
-    return (
-        code in trained
-        or any(digest[:16] in seen for digest in _images(files))
-        or not voxels.isdisjoint(data.get("voxels") or ())
-    )

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from .pace import STEADY, Pace
 from .tokens import Batch
 
 
@@ -33,6 +34,23 @@ class Method(nn.Module, ABC):
 
     def after_epoch(self, epoch: int) -> None:
         """Called after every pass over the data, with its number from 0 (schedules of the method move here)."""
+        return
+
+    def pace(self, name: str) -> Pace:
+        """How fast the parameter ``name`` learns next to the others; the default is that all learn alike."""
+        return STEADY
+
+    def check_training(self, *, batch: int, world: int) -> None:
+        """Called once before data is opened, to refuse what cannot train; the default refuses nothing.
+
+        Args:
+            batch: samples of one forward pass.
+            world: processes that train together.
+
+        Raises:
+            UsageError: settings that cannot train this method.
+            MissingDependency: a package that only training needs.
+        """
         return
 
     def checkpoint_activations(self, on: bool = True) -> None:

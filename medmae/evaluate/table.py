@@ -6,10 +6,8 @@ a label, never as a formula, a path or markup.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,22 +15,24 @@ from typing import Any
 from medmae.atomic import write_bytes
 from medmae.core.sequences import in_order
 
+from .cells import aligned, cell, csv_text, json_values, shown
 from .metrics import HIGHER_IS_BETTER, METRICS
 from .protocol import Row
-from .statistics import Cell, Interval
+from .statistics import Cell
 
 _COLORS = {"model": "#c8102e", "linear": "#1f4e79", "best single": "#5b9bd5", "mean": "#a6a6a6"}
-_LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mae": "MAE", "r2": "R²"}
+_LABELS = {
+    "psnr": "PSNR (dB)", "ssim": "SSIM", "mae": "MAE", "r2": "R²", "dice": "Dice", "hd95": "HD95 (mm)", "nsd": "NSD",
+}  # fmt: skip
 
 
 def rows_csv(rows: Sequence[Row]) -> str:
     """One line per measurement: case, given, target, method, and every metric that occurs."""
     metrics = _metrics(rows)
     lines = [
-        [_cell(r.case), _cell(r.subset), _cell(r.target), r.method, *(r.values.get(m, "") for m in metrics)]
-        for r in rows
+        [cell(r.case), cell(r.subset), cell(r.target), r.method, *(r.values.get(m, "") for m in metrics)] for r in rows
     ]
-    return _csv(["case", "given", "target", "method", *metrics], lines)
+    return csv_text(["case", "given", "target", "method", *metrics], lines)
 
 
 def summary_csv(cells: Sequence[Cell]) -> str:
@@ -44,8 +44,8 @@ def summary_csv(cells: Sequence[Cell]) -> str:
         lines.append(
             [
                 c.method,
-                _cell(c.target),
-                _cell(c.subset),
+                cell(c.target),
+                cell(c.subset),
                 c.metric,
                 c.interval.mean,
                 c.interval.low,
@@ -54,7 +54,7 @@ def summary_csv(cells: Sequence[Cell]) -> str:
                 *gain,
             ]
         )
-    return _csv(
+    return csv_text(
         ["method", "target", "given", "metric", "mean", "low", "high", "cases", "gain", "gain_low", "gain_high"], lines
     )
 
@@ -68,7 +68,7 @@ def summary_json(cells: Sequence[Cell], about: Mapping[str, Any]) -> dict[str, A
             entry["gain"] = {"mean": c.gain.mean, "low": c.gain.low, "high": c.gain.high}
         entries.append(entry)
     parts = {"about": dict(about), "summary": entries, "verdict": verdict(cells)}
-    return {key: _plain(value) for key, value in parts.items()}
+    return {key: json_values(value) for key, value in parts.items()}
 
 
 def verdict(cells: Sequence[Cell], *, metric: str = "psnr") -> dict[str, dict[str, str]]:
@@ -91,13 +91,17 @@ def text(cells: Sequence[Cell], *, metric: str = "psnr") -> str:
     lines = [["target", *methods]]
     for target in targets:
         entries = [found.get((target, method)) for method in methods]
-        lines.append([target, *(_shown(i) for i in entries)])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join("  ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+        lines.append([target, *(shown(i) for i in entries)])
+    return aligned(lines)
 
 
-def picture(cells: Sequence[Cell], path: str | Path, *, metric: str = "psnr", title: str = "") -> Path:
-    """A PNG: one panel per target, one line per subset, one dot with its confidence interval per method."""
+def picture(
+    cells: Sequence[Cell], path: str | Path, *, metric: str = "psnr", title: str = "", heading: str = "to {}"
+) -> Path:
+    """A PNG: one panel per target, one line per subset, one dot with its confidence interval per method.
+
+    ``heading`` is what stands over a panel, with ``{}`` for the target.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -123,7 +127,7 @@ def picture(cells: Sequence[Cell], path: str | Path, *, metric: str = "psnr", ti
             )
             panel.plot([f.mean for f in found], [i + shift for i in where], "o", color=color, ms=4, label=method)
         panel.axhline(len(rows) - 1.5, color="0.6", lw=0.8)
-        panel.set_title(f"to {target}".replace("$", r"\$"), fontsize=10)
+        panel.set_title(heading.format(target).replace("$", r"\$"), fontsize=10)
         panel.set_xlabel(_LABELS.get(metric, metric))
         panel.grid(axis="x", color="0.9")
         panel.set_axisbelow(True)
@@ -158,16 +162,6 @@ def write(
     return files
 
 
-def _shown(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    return (
-        f"{interval.mean:.2f}"
-        if interval.cases == 1
-        else f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-    )
-
-
 def _metrics(rows: Sequence[Row]) -> list[str]:
     there = {name for row in rows for name in row.values}
     order = [*METRICS, *(name + "_label" for name in METRICS)]
@@ -177,24 +171,3 @@ def _metrics(rows: Sequence[Row]) -> list[str]:
 def _rank(method: str) -> tuple[int, str]:
     order = list(_COLORS)
     return (order.index(method) if method in order else -1, method)
-
-
-def _cell(name: str) -> str:
-    """A name as spreadsheet programs take it literally: one that starts like a formula is quoted."""
-    return f"'{name}" if name[:1] in ("=", "+", "-", "@", "\t", "\r") else name
-
-
-def _csv(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(["" if isinstance(v, float) and math.isnan(v) else v for v in line] for line in lines)
-    return buffer.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,3 +19,9 @@ RESENC_SCALES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """``m``, ``l`` and ``xl`` are one network, as nnU-Net's ResEncM, L and XL presets: they differ in the window that fits
 their memory. A smaller window or more stages come with a plan."""
+
+ENCODER_SCALES: dict[str, dict[str, Any]] = {
+    name: {key: value for key, value in scale.items() if key not in ("block", "decoder_convs")}
+    for name, scale in RESENC_SCALES.items()
+}
+"""The same for methods that train the encoder alone."""
