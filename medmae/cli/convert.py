@@ -9,23 +9,30 @@ import typer
 
 
 def run(
-    layout: Annotated[str, typer.Argument(help="Published layout, for example bm_mae.")],
-    file: Annotated[Path, typer.Argument(help="Weights: a .pth state dict or a safetensors file.")],
-    out: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
+    layout: Annotated[str, typer.Argument(help="bm_mae, nnssl (also OpenMind, nnU-Net), or to_nnssl.")],
+    file: Annotated[Path, typer.Argument(help="Weights: a .pth or safetensors file; for to_nnssl a model folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Model folder to write; for to_nnssl a file.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in an existing folder.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict/--no-strict", help="Refuse a file of which a tensor is missing or left over.")
     ] = True,
+    sequence: Annotated[
+        str | None, typer.Option("--sequence", help="nnssl only: what the channels are, such as t1n or t1n,t2w.")
+    ] = None,
 ) -> None:
-    """Convert a published checkpoint into a model folder; nothing in the file is executed."""
+    """Convert a published checkpoint into a model folder, or back; nothing in the file is executed."""
     import importlib
 
     from medmae.cli.console import emit_json, flags, say
     from medmae.convert import check_name
+    from medmae.core.errors import UsageError
 
     converter = importlib.import_module(f"medmae.convert.{check_name(layout)}")
     say(f"License of these weights: {converter.LICENSE}. {converter.NOTICE}")
-    converted = converter.convert(file, strict=strict)
+    options = {} if sequence is None else {"sequence": sequence}
+    if options and layout != "nnssl":
+        raise UsageError(f"--sequence is for nnssl; the layout {layout} names its own sequences")
+    converted = converter.convert(file, strict=strict, **options)
     say(str(converted.report))
     folder = converter.save(converted, out, overwrite=overwrite)
     say(f"Wrote {folder}")

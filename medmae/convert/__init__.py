@@ -1,4 +1,4 @@
-"""Published checkpoints become model folders of this project.
+"""Published checkpoints become model folders of this project, and (``to_nnssl``) the reverse.
 
 One file per published layout, each with one key table. A converter is strict: every tensor of the file is used and
 every tensor of the model is filled, or it raises and says which were not, because a checkpoint that loads by halves

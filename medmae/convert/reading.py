@@ -39,6 +39,20 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: it is damaged, holds anything but tensors, or would have to run code to be read.
     """
     path = Path(path)
+    return _checked(_without_prefix(_unwrapped(read_contents(path), path)), path)
+
+
+def read_contents(path: str | Path) -> Any:
+    """Everything a file of weights holds, tensors and plain containers and numbers, on the CPU.
+
+    Args:
+        path: the file; its kind is told by its content, not by its name.
+
+    Raises:
+        UsageError: there is no such file.
+        CheckpointError: it is damaged, or would have to run code to be read.
+    """
+    path = Path(path)
     if not path.is_file():
         raise UsageError(
             f"{path}: {'that is a folder, give the weights file in it' if path.is_dir() else 'no such file'}"
@@ -53,8 +67,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         )
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path}: this is a web page, not weights (a download that asked for confirmation?)")
-    found = _read_safetensors(path) if _is_safetensors(head, path) else _read_pickle(path)
-    return _checked(_without_prefix(_unwrapped(found, path)), path)
+    return _read_safetensors(path) if _is_safetensors(head, path) else _read_pickle(path)
+
+
+def checked_tensors(found: Mapping[Any, Any], path: str | Path) -> dict[str, Tensor]:
+    """The entries of ``found``, all of them finite tensors, without the prefixes of wrapping modules.
+
+    Raises:
+        CheckpointError: an entry is anything else.
+    """
+    return _checked(_without_prefix(found), Path(path))
 
 
 def _is_safetensors(head: bytes, path: Path) -> bool:
@@ -75,7 +97,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+        with torch.serialization.safe_globals(_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's own advice is to run the code: not passed on
         what = f"it asks for {wanted.group(1)}" if wanted else "it is not a plain state dict"
@@ -88,6 +111,16 @@ def _read_pickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: not a file of weights, or a damaged one ({first}); download it again"
         ) from error
+
+
+def _numbers() -> list[Any]:
+    """What numpy's single numbers are pickled with: training loops leave them in their logs, and they run no code."""
+    import numpy as np
+
+    scalar: Any = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")}
+    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*named, np.dtype, *kinds]
 
 
 def _unwrapped(found: Any, path: Path) -> Mapping[str, Any]:
