@@ -7,6 +7,7 @@ full disk or Ctrl-C leaves the old file as it was and no debris.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,3 +55,18 @@ def write_bytes(path: Path, data: bytes) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Write ``text`` to ``path`` as UTF-8, all or nothing."""
     return write_bytes(path, text.encode("utf-8"))
+
+
+def write_link(path: Path, source: Path) -> Path:
+    """Make ``path`` a symbolic link to ``source``, or a copy where links are not allowed; all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".medmae-{os.getpid()}-{path.name}.part"
+    try:
+        temporary.unlink(missing_ok=True)
+        os.symlink(os.path.abspath(source), temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        with replacing(path) as copy:
+            shutil.copyfile(source, copy)
+    return path

@@ -25,6 +25,8 @@ VERBS = {
     "pretrain": "Pre-train a method on a cohort; patients may lack sequences.",
     "reconstruct": "Write missing sequences of a patient as NIfTI.",
     "evaluate": "Measure a model, subset by subset, next to baselines.",
+    "finetune": "Fine-tune a pre-trained model to a task.",
+    "nnunet": "Plug weights into nnU-Net: export, plan, train, predict.",
     "data": "Write, check, preprocess, cache and synthesize data.",
     "convert": "Import published weights.",
     "methods": "List the methods.",

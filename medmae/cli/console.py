@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -76,3 +78,12 @@ def emit_json(value: Any) -> None:
     if main_process():
         json.dump(value, sys.stdout, indent=2, default=str)
         sys.stdout.write("\n")
+
+
+@contextmanager
+def chatter_aside() -> Iterator[None]:
+    """Keep what a library prints off standard output, which is for results; under ``--quiet`` it is dropped."""
+    with ExitStack() as stack:
+        aside = stack.enter_context(open(os.devnull, "w")) if _flags.quiet else sys.stderr
+        stack.enter_context(redirect_stdout(aside))
+        yield
