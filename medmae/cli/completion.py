@@ -123,6 +123,12 @@ def open_completer(
             f"{checkpoint} predicts patches of unknown scale (normalize_target); "
             "pre-train with normalize_target: false to reconstruct"
         )
+    if not any(loaded.config["recipe"].get(key) for key in ("complete", "drop", "alpha")):
+        say(
+            f"Warning: this {loaded.config['method']} never had a sequence hidden whole in training, so it cannot know "
+            "how to reconstruct one. Pre-train bm_mae, or this method with --set method.complete=0.25",
+            style="yellow",
+        )
     if not (loaded.config.get("data") or {}).get("preprocess"):
         say("the model folder states no preprocessing: images are only oriented to RAS and normalized", style="yellow")
     weights = file_hash(model_folder(checkpoint) / WEIGHTS)

@@ -65,6 +65,7 @@ def resenc_mae(
     plain: bool = False,
     stem: Literal["stacked", "per_modality"] = "stacked",
     mask_ratio: float | tuple[float, float] = 0.75,
+    complete: float = 0.0,
     foreground_loss: bool = True,
     normalize_target: bool = False,
     variance_floor: float = 0.1,
@@ -83,6 +84,8 @@ def resenc_mae(
         plain: nnU-Net's U-Net of stacked convolutions in place of residual blocks.
         stem: one stem over all channels, as in nnU-Net, or one per sequence, fused by a mean over those visible.
         mask_ratio: share of hidden cubes, in [0, 1), or a range from which every sample draws.
+        complete: probability of hiding a random subset of the sequences whole and showing the rest whole. It takes some,
+            for example 0.25, to reconstruct missing sequences with the model.
         foreground_loss: compare voxels of the foreground only.
         normalize_target: predict voxels normalized per cube.
         variance_floor: smallest variance a target is divided by, in squared normalized units.
@@ -94,7 +97,9 @@ def resenc_mae(
     encoder, decoder = unet(names=names, grid=grid, architecture=architecture, stem=stem)
     return Autoencoder(
         tokenizer=ModalityGrid(names, grid),
-        sampler=MaskSampler(tube(grid.length), ratio_per_modality(mask_ratio, modalities=len(names))),
+        sampler=MaskSampler(
+            tube(grid.length), ratio_per_modality(mask_ratio, modalities=len(names), complete=complete)
+        ),
         encoder=encoder,
         decoder=decoder,
         target=Normalized(floor=variance_floor) if normalize_target else Content(),

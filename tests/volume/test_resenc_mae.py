@@ -95,3 +95,17 @@ def test_it_guesses_a_missing_sequence_of_a_whole_volume() -> None:
 def test_a_window_that_is_no_multiple_of_the_cube_says_what_would_be() -> None:
     with pytest.raises(UsageError, match="crop or pad"):
         FOUND.build(scale="test", size=(18, 16, 16))
+
+
+def test_sequences_can_be_hidden_whole_so_that_missing_ones_are_learned() -> None:
+    method = FOUND.build(scale="test", complete=0.5)
+    batch = example_batch(method, samples=60)
+    plan, n = method.plan(batch), method.tokenizer.grid.length
+    whole = 0
+    for ids in plan.visible:
+        per = torch.bincount(ids[ids >= 0] // n, minlength=4)
+        if bool((per == n // 4).all()):
+            continue
+        assert set(per.tolist()) == {0, n}
+        whole += 1
+    assert 15 <= whole <= 45
