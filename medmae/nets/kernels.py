@@ -107,9 +107,12 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right.T`` of two matrices by whoever is fastest; the same condition on strides as :func:`_onednn`."""
-    if left.dtype == torch.float32 and onednn_is_faster():
+def product(left: Float[Tensor, "i k"], right: Float[Tensor, "o k"]) -> Float[Tensor, "i o"]:
+    """``left @ right.T`` of two matrices by whoever is fastest, for code that has a backward pass of its own.
+
+    Both must be contiguous or the transpose of something contiguous, as for :func:`_onednn`.
+    """
+    if left.dtype == torch.float32 and left.device.type == "cpu" and onednn_is_faster():
         return _onednn(left, right)
     return left @ right.t()
 
@@ -151,7 +154,7 @@ class _HeadByHead(torch.autograd.Function):
         kept = []
         for i, j in _heads(q):
             weights = _weights(q[i, j], k[i, j], None if mask is None else mask[i, 0])
-            out[i, j] = _product(weights, v[i, j].t())
+            out[i, j] = product(weights, v[i, j].t())
             if keep:
                 kept.append(weights)
         ctx.save_for_backward(q, k, v, mask, *kept)
@@ -165,10 +168,10 @@ class _HeadByHead(torch.autograd.Function):
         for_q, for_k, for_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for n, (i, j) in enumerate(_heads(q)):
             weights = kept[n] if kept else _weights(q[i, j], k[i, j], None if mask is None else mask[i, 0])
-            for_v[i, j] = _product(grad[i, j].t(), weights.t()).t()
-            for_scores = torch._softmax_backward_data(_product(grad[i, j], v[i, j]), weights, -1, weights.dtype)
-            for_q[i, j] = _product(for_scores, k[i, j].t()) * scale
-            for_k[i, j] = _product(q[i, j].t(), for_scores.t()).t()
+            for_v[i, j] = product(grad[i, j].t(), weights.t()).t()
+            for_scores = torch._softmax_backward_data(product(grad[i, j], v[i, j]), weights, -1, weights.dtype)
+            for_q[i, j] = product(for_scores, k[i, j].t()) * scale
+            for_k[i, j] = product(q[i, j].t(), for_scores.t()).t()
         return for_q, for_k, for_v, None
 
 
@@ -179,7 +182,7 @@ def _heads(q: Tensor) -> list[tuple[int, int]]:
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """Attention weights of one head, from queries that are scaled already."""
-    scores = _product(q, k)
+    scores = product(q, k)
     if mask is not None:
         scores.masked_fill_(~mask, -torch.inf)
     return scores.softmax(-1)

@@ -148,10 +148,10 @@ class CnnDecoder(nn.Module):
         return pick(self.image(pyramid.levels), self.encoder.grid, queries)
 
 
-def unet(
+def stock(
     *, names: Sequence[str], grid: Grid, architecture: Architecture, stem: str = "stacked"
-) -> tuple[CnnEncoder, CnnDecoder]:
-    """Encoder and decoder of one stock U-Net, with one input and one output channel per sequence.
+) -> tuple[Any, list[nn.Module]]:
+    """A stock U-Net with one output channel per sequence, and the stems of the sequences where each has its own.
 
     Args:
         names: of the sequences.
@@ -167,12 +167,19 @@ def unet(
     check_size(grid, architecture)
     channels = len(names) if stem == "stacked" else 1
     network: Any = architecture.build(input_channels=channels, num_classes=len(names))
-    stems: list[nn.Module] = []
-    if stem == "per_modality":
-        if not hasattr(network.encoder, "stem"):
-            raise UsageError("plain networks have no stem of their own: use stem='stacked'")
-        others: list[Any] = [architecture.build(input_channels=1, num_classes=1) for _ in names[1:]]
-        stems = [network.encoder.stem, *(other.encoder.stem for other in others)]
+    if stem == "stacked":
+        return network, []
+    if not hasattr(network.encoder, "stem"):
+        raise UsageError("plain networks have no stem of their own: use stem='stacked'")
+    others: list[Any] = [architecture.build(input_channels=1, num_classes=1) for _ in names[1:]]
+    return network, [network.encoder.stem, *(other.encoder.stem for other in others)]
+
+
+def unet(
+    *, names: Sequence[str], grid: Grid, architecture: Architecture, stem: str = "stacked"
+) -> tuple[CnnEncoder, CnnDecoder]:
+    """Encoder and decoder of one stock U-Net, see :func:`stock`."""
+    network, stems = stock(names=names, grid=grid, architecture=architecture, stem=stem)
     encoder = CnnEncoder(network.encoder, names=names, grid=grid, stems=stems)
     return encoder, CnnDecoder(network.decoder, encoder=encoder)
 

@@ -84,8 +84,8 @@ def resenc_mae(
         plain: nnU-Net's U-Net of stacked convolutions in place of residual blocks.
         stem: one stem over all channels, as in nnU-Net, or one per sequence, fused by a mean over those visible.
         mask_ratio: share of hidden cubes, in [0, 1), or a range from which every sample draws.
-        complete: probability of hiding a random subset of the sequences whole and showing the rest whole. It takes some,
-            for example 0.25, to reconstruct missing sequences with the model.
+        complete: probability of hiding a random subset of the sequences whole and showing the rest whole; it takes some
+            to reconstruct missing sequences.
         foreground_loss: compare voxels of the foreground only.
         normalize_target: predict voxels normalized per cube.
         variance_floor: smallest variance a target is divided by, in squared normalized units.
