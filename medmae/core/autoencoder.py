@@ -6,14 +6,32 @@ core is not widened for it.
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from .grid import ModalityGrid
 from .loss import Distance, masked_mean
 from .method import Method
 from .sampling import MaskSampler
 from .tokens import Batch, MaskPlan, Tokens, take
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What cuts a batch into tokens: :class:`medmae.core.grid.ModalityGrid`, :class:`medmae.core.points.PointGroups`.
+
+    Attributes:
+        names: entries of the batch, in the order of the modality index.
+    """
+
+    names: tuple[str, ...]
+
+    def __call__(self, batch: Batch) -> Tokens:
+        """All tokens of a batch."""
+
+    def counts(self, batch: Batch) -> Tensor | None:
+        """Which values of every token count, or None where all do."""
 
 
 class Autoencoder(Method):
@@ -34,7 +52,7 @@ class Autoencoder(Method):
     def __init__(
         self,
         *,
-        tokenizer: ModalityGrid,
+        tokenizer: Tokenizer,
         sampler: MaskSampler,
         encoder: nn.Module,
         decoder: nn.Module,

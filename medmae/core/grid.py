@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from .tokens import Batch, TokenLayout, Tokens
@@ -128,6 +128,19 @@ class ModalityGrid(nn.Module):
         _check_names(tuple(names))
         self.names, self.grid, self.coords, self.unit = tuple(names), grid, coords, unit
 
+    @property
+    def entries(self) -> dict[str, tuple[int, ...]]:
+        """What is read from a batch: every name, and the shape of one sample of it."""
+        return dict.fromkeys(self.names, (self.grid.channels, *self.grid.size))
+
+    def voxels(self, marks: Bool[Tensor, "b n"]) -> dict[str, Bool[Tensor, "b c ..."]]:
+        """A mark on tokens as marks on the values of the batch that they hold, by name."""
+        parts = torch.split(marks, self.grid.length, 1)
+        return {
+            name: self.grid.unpatchify(part[..., None].expand(-1, -1, self.grid.content))
+            for name, part in zip(self.names, parts, strict=True)
+        }
+
     def forward(self, batch: Batch) -> Tokens:
         """All tokens of a batch: content [b m*length content].
 
@@ -176,4 +189,5 @@ class ModalityGrid(nn.Module):
             raise KeyError(
                 f"the batch has no {self.names[index]!r} (it has {sorted(batch)}) and does not mark it as not present"
             )
-        return torch.zeros_like(batch[known[0]])
+        like = batch[known[0]]
+        return like.new_zeros(len(like), *self.entries[self.names[index]])

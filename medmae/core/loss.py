@@ -42,6 +42,22 @@ def cross_entropy(guess: Float[Tensor, "b t classes"], truth: Int[Tensor, "b t"]
     return F.cross_entropy(guess.flatten(0, 1), truth.flatten(), reduction="none").view(truth.shape)
 
 
+def class_map(classes: int) -> Distance:
+    """Cross-entropy of the pixels of a token, averaged over those with a label in ``[0, classes)``; void costs nothing.
+
+    A guess holds the logits of the first pixel, then those of the second, and so on; a truth holds one label per pixel.
+    """
+
+    def distance(guess: Float[Tensor, "b t what"], truth: Float[Tensor, "b t that"]) -> Float[Tensor, "b t"]:
+        label = truth.float().round().long()
+        known = (label >= 0) & (label < classes)
+        logits = guess.float().reshape(-1, classes)
+        error = F.cross_entropy(logits, torch.where(known, label, 0).flatten(), reduction="none").view(label.shape)
+        return (error * known).sum(-1) / known.sum(-1).clamp_min(1)
+
+    return distance
+
+
 def bce(guess: Float[Tensor, "b t what"], truth: Float[Tensor, "b t what"]) -> Float[Tensor, "b t"]:
     """Binary cross-entropy with logits, averaged over the content of a token."""
     return F.binary_cross_entropy_with_logits(guess, truth, reduction="none").mean(-1)
@@ -82,6 +98,23 @@ def masked_mean(
     total = member.sum((0, 1))
     means = _ratio((member * values[..., None]).sum((0, 1)), total)
     return means.sum() if reduce == "sum" else _ratio(means.sum(), (total > 0).to(means.dtype).sum())
+
+
+def sample_mean(values: Float[Tensor, "b t"], weight: Float[Tensor, "b t"]) -> Float[Tensor, ""]:
+    """Weighted mean of every sample, then the mean of the samples in which something counts; zero where none does."""
+    total = weight.sum(1)
+    return _ratio(_ratio((values * weight).sum(1), total).sum(), (total > 0).to(values.dtype).sum())
+
+
+def spectrum_l1(guess: Float[Tensor, "b c *size"], truth: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c"]:
+    """Mean absolute difference of the magnitudes of the Fourier transforms of whole images.
+
+    The transform is unitary, so that the number does not grow with the image. Phases are not compared: an image and
+    its circular shift are no difference apart.
+    """
+    axes = tuple(range(2, guess.ndim))
+    first, second = (torch.fft.fftn(image.float(), dim=axes, norm="ortho").abs() for image in (guess, truth))
+    return (first - second).abs().mean(axes)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -161,12 +161,22 @@ class Stack(nn.ModuleList):
         width: features per token.
         heads: attention heads.
         drop_path: probability at the last block; it grows linearly from zero.
-        options: further arguments of :class:`Block`.
+        block: what to stack; called and built as :class:`Block` is.
+        options: further arguments of a block.
     """
 
-    def __init__(self, depth: int, width: int, heads: int, *, drop_path: float = 0.0, **options: object) -> None:
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        *,
+        drop_path: float = 0.0,
+        block: type[nn.Module] = Block,
+        **options: object,
+    ) -> None:
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        super().__init__(Block(width, heads, drop_path=rate, **options) for rate in rates)  # type: ignore[arg-type]
+        super().__init__(block(width, heads, drop_path=rate, **options) for rate in rates)
         self.recompute = False
 
     def forward(
@@ -176,16 +186,19 @@ class Stack(nn.ModuleList):
         *,
         tap: tuple[int, ...] = (),
         rows: Int[Tensor, "b t"] | None = None,
+        again: Float[Tensor, "b s d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], dict[int, Tensor]]:
         """The output, and the outputs of the blocks named in ``tap`` (from 0).
 
         Where ``rows`` are given, the output of these tokens only: the last block does not work for the others.
+        Where ``again`` is given (positions), it is added to what goes into every block.
         """
         taps = {}
         if rows is not None and len(self) == 0:
             x = take(x, rows)
         for i, block in enumerate(self):
             wanted = rows if i == len(self) - 1 else None
+            x = x if again is None else x + again
             if self.recompute and self.training:
                 x = checkpoint(block, x, mask, wanted, use_reentrant=False)
             else:

@@ -16,7 +16,8 @@ from .kernels import Linear, attend
 class ParallelBlock(nn.Module):
     """x += scale(attention(norm(x)) + mlp(norm(x))); queries, keys, values and the MLP's first map are one product.
 
-    Queries, keys and values have no bias. Names and shapes are those of timm's ``ParallelScalingBlock``.
+    Queries, keys and values have no bias. Names and shapes are those of timm's ``ParallelScalingBlock``, which (in 1.0)
+    puts the zeros that stand for their bias in front of that of the MLP, and so adds most of the latter to them.
 
     Args:
         width: features per token.

@@ -55,6 +55,26 @@ class SinCos(nn.Module):
         return sincos(coords, self.width, order=self.order, temperature=self.temperature)
 
 
+class SinCosParts(nn.Module):
+    """A code of the place followed by codes of further coordinates, such as a group of bands or a date (SatMAE).
+
+    Args:
+        width: length of all of it.
+        axes: coordinates that are the place, the first ones; the order inside their code is that of :func:`sincos`.
+        codes: coordinates behind them.
+        code_width: length of the codes of these, in equal parts.
+    """
+
+    def __init__(self, width: int, *, axes: int, codes: int, code_width: int) -> None:
+        super().__init__()
+        each = code_width // codes
+        self.parts = ((tuple(range(axes)), width - codes * each), *(((axes + i,), each) for i in range(codes)))
+
+    def forward(self, coords: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
+        """The codes of every position."""
+        return torch.cat([sincos(coords[..., list(axes)], width) for axes, width in self.parts], -1)
+
+
 class Counted(nn.Module):
     """A fixed code of the place in the row-major count of all grid cells, as in a sentence (VideoMAE).
 

@@ -103,9 +103,10 @@ def stack(visible: Tokens, full: TokenLayout, modalities: int) -> tuple[Tokens, 
     else:
         k = int(count.max()) if b else 0
         ragged = bool((count < k).any())
-    place = torch.arange(k, device=cube.device)
-    shown = torch.where(place < count[:, None], marks.argsort(dim=1, descending=True, stable=True)[:, :k], -1)
-    slot = (marks.cumsum(1) - 1).gather(1, cube)
+    rank = marks.cumsum(1) - 1  # of a visible cube among the visible ones; a sort would not translate to ONNX
+    spot = torch.where(marks > 0, rank, k)
+    shown = torch.full((b, k + 1), -1, dtype=ids.dtype, device=ids.device).scatter(1, spot, ids)[:, :k]
+    slot = rank.gather(1, cube)
     column = torch.where(exists, layout.modality * k + slot, modalities * k)
     what = visible.content.shape[-1]
     canvas = visible.content.new_zeros(b, modalities * k + 1, what)

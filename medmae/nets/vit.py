@@ -78,10 +78,17 @@ class ViTEncoder(nn.Module):
         return Encoded(Tokens(visible.layout, x[:, k:]), x[:, :k], full, visible, taps, heads)
 
 
-def xavier(module: nn.Module) -> None:
-    """Initialize every linear map below ``module`` as MAE does: Xavier-uniform weights, zero biases."""
-    for part in module.modules():
+def xavier(module: nn.Module, *, split: bool = False) -> None:
+    """Initialize every linear map below ``module`` as MAE does: Xavier-uniform weights, zero biases.
+
+    Args:
+        module: a network.
+        split: queries, keys and values that are one product are initialized as maps of their own (MultiMAE).
+    """
+    for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
+            maps = {"qkv": 3, "kv": 2}.get(name.rpartition(".")[2], 1) if split else 1
+            for weight in part.weight.chunk(maps):
+                nn.init.xavier_uniform_(weight)
             if isinstance(part.bias, Tensor):
                 nn.init.zeros_(part.bias)

@@ -29,6 +29,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "all visible places decoded, as published": ("videomae_v2", {"decode_visible": True}),
     "anisotropic clip, odd rows": ("videomae_v2", {"size": (6, 24, 40), "channels": 2, "decode": 0.3}),
+    "volumes of four sequences, sparse convolutions": (
+        "fcmae",
+        {"sequences": ("t1n", "t1c", "t2w", "t2f"), "channels": 1, "size": (16, 8, 24), "foreground_loss": True},
+    ),
+    "four volumes with a decoder each": (
+        "multimae",
+        {"sequences": ("t1n", "t1c", "t2w", "t2f"), "size": (16, 16, 8), "patch": (8, 8, 4), "uniform_subsets": True},
+    ),
+    "sequences as channels": ("ca_mae", {"sequences": ("t1n", "t2f"), "size": (16, 16, 8), "patch": (8, 4, 4)}),
+    "same places in all groups": ("satmae", {"masking": "consistent", "normalize_target": True}),
     "no [CLS], one table, every frame": ("mae_st", {"cls": False, "separable": False, "target_stride": 1}),
 }
 WANTED = (

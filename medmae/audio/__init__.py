@@ -1,0 +1,1 @@
+"""Methods for sound, as log-mel spectrograms: one published method per file."""

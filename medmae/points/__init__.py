@@ -1,0 +1,1 @@
+"""Methods for clouds of points: one published method per file."""
