@@ -81,9 +81,14 @@ def emit_json(value: Any) -> None:
 
 
 @contextmanager
-def chatter_aside() -> Iterator[None]:
-    """Keep what a library prints off standard output, which is for results; under ``--quiet`` it is dropped."""
+def chatter_aside(*, show: bool = True) -> Iterator[None]:
+    """Keep what a library prints off standard output, which is for results.
+
+    It goes to standard error where it is a log to follow (``show``) or under ``--verbose``; otherwise, and under
+    ``--quiet``, nowhere.
+    """
     with ExitStack() as stack:
-        aside = stack.enter_context(open(os.devnull, "w")) if _flags.quiet else sys.stderr
+        shown = (show or _flags.verbose) and not _flags.quiet
+        aside = sys.stderr if shown else stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(redirect_stdout(aside))
         yield

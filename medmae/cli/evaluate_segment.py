@@ -175,7 +175,7 @@ def evaluate_model(
     chosen = [case for case in cases if set(case.images) & set(known)]
     if not chosen:
         raise DataError(f"no case has any of the model's sequences ({', '.join(known)})")
-    wanted = _subsets(subsets, known, chosen)
+    wanted = chosen_subsets(subsets, known, chosen)
     refuse_leaks(model, chosen, known, allowed=allow_leakage)
     found = references_of(chosen, known, identify=identify)
     parts = []
@@ -330,7 +330,7 @@ def _folders(folder: Path, sequences: Sequence[str] | None) -> list[Predictions]
     return parts
 
 
-def _subsets(text: str, known: Sequence[str], cases: Sequence[Case]) -> list[tuple[str, ...] | None]:
+def chosen_subsets(text: str, known: Sequence[str], cases: Sequence[Case]) -> list[tuple[str, ...] | None]:
     """What ``--subsets`` means; None stands for what each case has."""
     from medmae.core.sequences import canonical
     from medmae.evaluate.protocol import subsets

@@ -13,6 +13,7 @@ import typer
 from medmae.core.errors import DataError, UsageError
 
 from .console import chatter_aside, emit, emit_json, flags, say
+from .finetune_table import classify, survive
 
 if TYPE_CHECKING:
     from medmae.transfer.nnunet.folders import Folders
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 BACKENDS = ("nnunet",)
 LABELS = ("classes", "regions")
+app.command()(classify)
+app.command()(survive)
 
 
 @app.callback()
@@ -83,6 +86,7 @@ def segment(
     from medmae.transfer.nnunet.run import train
     from medmae.transfer.nnunet.settings import Settings
     from medmae.transfer.nnunet.splits import write_splits
+    from medmae.transfer.nnunet.weights import read_source
 
     if backend not in BACKENDS:
         raise UsageError(f"--backend {backend!r}: there is {', '.join(BACKENDS)}")
@@ -112,6 +116,8 @@ def segment(
         min_loaded=min_loaded,
     )
     require()
+    if checkpoint is not None:
+        read_source(checkpoint)  # a mistake shows now, not after converting and planning
     many = min(os.cpu_count() or 1, 8) if workers is None else workers
     where = None if device == "auto" else device
     folders = Folders.use(out / "nnunet" if nnunet_root is None else nnunet_root)
@@ -196,11 +202,12 @@ def segment(
 def _plan(folders: Folders, dataset: str, *, planner: str, configuration: str, workers: int) -> str:
     """Plans of the data set as it is now; made again only where the data, planner or configuration are others."""
     from medmae.data.fingerprint import read_json, write_json
+    from medmae.transfer.nnunet.plans import PLANNED
     from medmae.transfer.nnunet.run import plan
 
     home = folders.preprocessed / dataset
     raw = json.loads((folders.raw / dataset / "dataset.json").read_text(encoding="utf-8"))
-    digest, record = raw["medmae"]["digest"], home / "medmae_planned.json"
+    digest, record = raw["medmae"]["digest"], home / PLANNED
     known = read_json(record, {})
     key = f"{planner}/{configuration}"
     if known.get("digest") != digest:
@@ -212,7 +219,7 @@ def _plan(folders: Folders, dataset: str, *, planner: str, configuration: str, w
     if found is not None and (home / f"{found}.json").is_file():
         say(f"{dataset} is planned and preprocessed already ({found})")
         return str(found)
-    with chatter_aside():
+    with chatter_aside(show=False):
         done = plan(
             dataset,
             folders=folders,

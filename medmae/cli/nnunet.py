@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,13 +54,16 @@ def plan(
     workers: Workers = None,
 ) -> None:
     """Take the fingerprint, plan and preprocess a data set in nnUNet_raw."""
-    from medmae.cli.console import emit_json, flags, say
+    from medmae.cli.console import chatter_aside, emit_json, flags, say
     from medmae.transfer.nnunet.own_plans import plans_for
     from medmae.transfer.nnunet.run import plan as run
+    from medmae.transfer.nnunet.weights import read_source
 
     folders = _folders(nnunet_root)
     wanted = tuple(configuration or ["3d_fullres"])
-    with _talk_aside():
+    if checkpoint is not None:
+        read_source(checkpoint)  # a mistake shows now, not after the preprocessing
+    with chatter_aside(show=False):
         done = run(
             dataset,
             folders=folders,
@@ -79,7 +79,10 @@ def plan(
         names = [done.name]
         if checkpoint is not None:
             home = done.path.parent
-            made = [plans_for(checkpoint, home=home, name=done.name, configuration=one, say=say) for one in wanted]
+            raw = folders.raw / done.dataset
+            made = [
+                plans_for(checkpoint, home=home, raw=raw, name=done.name, configuration=one, say=say) for one in wanted
+            ]
             names += [made_name for made_name in dict.fromkeys(made) if made_name != done.name]
     for one, values in done.summary.items():
         say(f"{one}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
@@ -131,7 +134,7 @@ def train(
         float | None, typer.Option("--min-loaded", help="Fail where fewer of the parameters find weights (0.8).")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a training that has ended.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a training that is there.")] = False,
     results: Annotated[
         Path | None, typer.Option("--results", help="Another folder for trained models, to keep trainings apart.")
     ] = None,
@@ -147,7 +150,7 @@ def train(
     workers: Workers = None,
 ) -> None:
     """Fine-tune inside nnU-Net on your own plan, from pre-trained weights or from scratch."""
-    from medmae.cli.console import emit_json, flags, say
+    from medmae.cli.console import chatter_aside, emit_json, flags, say
     from medmae.transfer.nnunet.run import train as run
     from medmae.transfer.nnunet.settings import Settings
 
@@ -167,7 +170,7 @@ def train(
         min_loaded=min_loaded,
     )
     folders = _folders(nnunet_root, results=results)
-    with _talk_aside(show=True):
+    with chatter_aside():
         done = run(
             dataset,
             folders=folders,
@@ -212,11 +215,11 @@ def predict(
     workers: Workers = None,
 ) -> None:
     """Segment the cases of a folder with whatever sequences they have."""
-    from medmae.cli.console import emit_json, flags, say
+    from medmae.cli.console import chatter_aside, emit_json, flags, say
     from medmae.transfer.nnunet.run import predict as run
 
     folders = _folders(nnunet_root, quiet=Path(dataset).is_dir())
-    with _talk_aside():
+    with chatter_aside(show=False):
         done = run(
             dataset,
             folders=folders,
@@ -281,18 +284,3 @@ def _folders(root: Path | None, *, results: Path | None = None, quiet: bool = Fa
 
 def _count(workers: int | None) -> int:
     return min(os.cpu_count() or 1, 8) if workers is None else workers
-
-
-@contextlib.contextmanager
-def _talk_aside(*, show: bool = False) -> Iterator[None]:
-    """Keep nnU-Net's chatter off standard output, which is for results.
-
-    It goes to standard error where it is a log to follow, or under --verbose; otherwise, and under --quiet, nowhere.
-    """
-    from medmae.cli.console import flags
-
-    with contextlib.ExitStack() as stack:
-        shown = (show or flags().verbose) and not flags().quiet
-        aside = sys.stderr if shown else stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(contextlib.redirect_stdout(aside))
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,8 @@ def export(
         say(f"Note: {note}")
     say(str(done.report))
     say(f"Wrote {done.path}")
-    data = str(target.plans.get("dataset_name") or dataset)
-    say(f"Next: nnUNetv2_train {data} {configuration} 0 -p {target.file.stem} -pretrained_weights {done.path}")
+    data, name = target.plans.get("dataset_name") or dataset, target.plans.get("plans_name") or target.file.stem
+    line = shlex.join(map(str, (data, configuration, 0, "-p", name, "-pretrained_weights", done.path)))
+    say(f"Next: nnUNetv2_train {line}")
     if flags().json:
         emit_json({"out": str(done.path), "notes": list(target.notes), **done.report.to_dict()})

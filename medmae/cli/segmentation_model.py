@@ -24,17 +24,10 @@ def open_model(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any], str]
         CheckpointError: it is something else.
     """
     from medmae.transfer.nnunet.plans import read_dataset, read_plans
+    from medmae.transfer.nnunet.prediction import not_a_model
 
-    if (folder / "model.safetensors").is_file() or (folder / "model" / "model.safetensors").is_file():
-        raise CheckpointError(
-            f"{folder} is a pre-trained model, which segments nothing yet: fine-tune it first "
-            "(medmae finetune segment), then give the folder that this prints"
-        )
     if not (folder / "plans.json").is_file() or not (folder / "dataset.json").is_file():
-        raise CheckpointError(
-            f"{folder} is no model folder of nnU-Net: it looks like nnUNet_results/Dataset501_Name/"
-            "MedMAETrainer__nnUNetPlans__3d_fullres and holds plans.json, dataset.json and fold_0"
-        )
+        raise not_a_model(folder)
     configuration = folder.resolve().name.split("__")[-1]
     try:
         plans = read_plans(folder / "plans.json")
@@ -77,7 +70,7 @@ def predict_folder(
     from medmae.transfer.nnunet.folders import Folders
     from medmae.transfer.nnunet.run import predict
 
-    with chatter_aside():
+    with chatter_aside(show=False):
         predict(
             model,
             folders=Folders.use(),

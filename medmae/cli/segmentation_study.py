@@ -70,7 +70,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A folder of predictions made from one subset of the sequences; None: from what each case has."""
+    """A folder of predictions made from one subset of the sequences; None: from what its record says, or each has."""
 
     folder: Path
     given: tuple[str, ...] | None = None
@@ -120,11 +120,13 @@ def measure_all(
     """
     from medmae.data.workers import each, progress
     from medmae.evaluate.protocol import Row
+    from medmae.transfer.nnunet.presence import Presence
 
     jobs: list[tuple[str, str, Rules]] = []
     owners: dict[tuple[str, str], list[tuple[Reference, tuple[str, ...]]]] = {}
     faults: list[str] = []
     for part in predictions:
+        seen = Presence.load(part.folder)
         for reference in references:
             if part.cases is not None and reference.name not in part.cases:
                 continue
@@ -133,7 +135,8 @@ def measure_all(
                 faults.append(f"case {reference.key}: no prediction {path}")
                 continue
             job = (str(path), str(reference.path), rules)
-            owners.setdefault(job[:2], []).append((reference, part.given or reference.given))
+            given = part.given or (reference.given if seen is None else seen.cases.get(reference.name, reference.given))
+            owners.setdefault(job[:2], []).append((reference, given))
             jobs.append(job)
     rows: dict[tuple[str, str], list[Row]] = {}
     with progress("measuring", len(jobs), quiet=flags().quiet) as advance:

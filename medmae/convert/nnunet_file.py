@@ -71,9 +71,12 @@ class NnUnetFile:
 
     @property
     def orientation(self) -> str:
-        """Axis codes of the arrays: (z, y, x) of files taken to be stored as RAS, in the order of nnU-Net's plans."""
+        """Axis codes of the arrays: (z, y, x) of files taken to be stored as RAS, in the order of the plans."""
         told = mapping(self.extra.get("medmae")).get("orientation")
-        return str(told or "".join("SAR"[axis] for axis in self.plans.get("transpose_forward") or (0, 1, 2)))
+        order = (self.plans or mapping(self.adaptation.get("pretrain_plan"))).get("transpose_forward")
+        if not isinstance(order, list | tuple) or sorted(map(str, order)) != ["0", "1", "2"]:
+            order = (0, 1, 2)
+        return str(told or "".join("SAR"[int(axis)] for axis in order))
 
     def _trained_on(self) -> Mapping[str, Any]:
         """The configuration of its training: the first that nnssl lists, or the one that nnU-Net names."""

@@ -324,7 +324,9 @@ class Preview:
 def preview(method: Autoencoder, batch: Batch, plan: MaskPlan | None = None) -> Preview:
     """What the model sees, is asked for and answers on one batch of its own window size, under the plan it draws or
     ``plan``."""
-    grid, names = method.tokenizer.grid, method.sequences
+    grid, names = getattr(method.tokenizer, "grid", None), method.sequences
+    if not isinstance(grid, Grid):
+        raise CheckpointError(f"tokens of {type(method.tokenizer).__name__} are no patches of voxels: no picture")
     tokens = method.tokenizer(batch)
     plan = method.plan(batch) if plan is None else plan
     with _evaluating(method):

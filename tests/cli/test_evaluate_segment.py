@@ -13,6 +13,7 @@ from labeled import PLAIN, REGIONS, SIZE, label_of, make, model_folder, put, val
 
 from medmae.cli import evaluate_segment, main, segmentation_model
 from medmae.data.cohort import open_cohort
+from medmae.transfer.nnunet.presence import Presence
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,15 @@ def test_what_each_case_has_and_a_list_of_subsets(cohort: Path, predictor, tmp_p
     assert call(*line, "--out", tmp_path / "b", "--subsets", "FLAIR,t2") == 2
     assert call(*line, "--out", tmp_path / "b", "--subsets", "T2") == 0
     assert {r["given"] for r in rows(tmp_path / "b")} == {"t2w"}
+
+
+def test_predictions_are_reported_by_what_they_were_made_from(cohort: Path, tmp_path: Path) -> None:
+    folder = predictions(cohort, tmp_path / "p")
+    cases = {case.file_stem: ("t2w",) if "t2w" in case.images else ("t1n",) for case in open_cohort(cohort).cases}
+    Presence(("t1n", "t2w"), cases, predicted=True).save(folder)
+    line = ("--predictions", folder, "--out", tmp_path / "out", "--identify")
+    assert call("--data", cohort, "--split", "all", *line) == 0
+    assert {row["given"] for row in rows(tmp_path / "out")} == {"t2w", "t1n"}
 
 
 def test_subsets_that_no_case_has(cohort: Path, predictor, tmp_path: Path, capsys) -> None:

@@ -21,7 +21,7 @@ from medmae.cli import evaluate_segment, main
 def nnunet(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Calls of plan, train and predict, in order."""
     pytest.importorskip("nnunetv2")
-    from medmae.transfer.nnunet import run
+    from medmae.transfer.nnunet import run, weights
 
     calls: list[tuple[str, dict[str, Any]]] = []
 
@@ -47,6 +47,7 @@ def nnunet(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         for case in {path.name.removesuffix(".nii.gz")[:-5] for path in inputs.glob("*.nii.gz")}:
             put(out / f"{case}.nii.gz", label_of(int(case[1:])))
 
+    monkeypatch.setattr(weights, "read_source", lambda path: None)
     monkeypatch.setattr(run, "plan", plan)
     monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(evaluate_segment, "predict_folder", predict)
@@ -154,6 +155,14 @@ def test_faults_of_the_data_are_said(nnunet, tmp_path: Path, capsys, fault, code
     assert call("--data", spec, "--out", tmp_path / "out", "--from-scratch") == code
     assert words in capsys.readouterr().err
     assert not nnunet
+
+
+def test_weights_that_are_not_there_are_missed_before_anything_is_written(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("nnunetv2")
+    spec = make(tmp_path / "c")
+    assert call("--data", spec, "--out", tmp_path / "out", "--checkpoint", tmp_path / "nowhere") == 5
+    assert "nowhere does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_few_cases_train_all_the_same(nnunet, tmp_path: Path, capsys) -> None:

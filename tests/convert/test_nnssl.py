@@ -14,7 +14,7 @@ from medmae.checkpoint import from_pretrained, read_config
 from medmae.cli import main
 from medmae.convert import names
 from medmae.convert.nnssl import Converted, convert, save
-from medmae.convert.nnunet_file import read_nnunet_file
+from medmae.convert.nnunet_file import NnUnetFile, read_nnunet_file
 from medmae.convert.unet_keys import canonical_key, once, unet_recipe
 from medmae.core.errors import CheckpointError, UsageError
 from medmae.nets.build import Architecture, resenc
@@ -172,6 +172,13 @@ def test_an_encoder_elsewhere_in_the_network_is_found(tmp_path: Path) -> None:
     }
     path = write(tmp_path / "c.pth", weights, plan_of("ResEncL", 16, prefix="student.backbone"))
     assert not convert(path).report.missing
+
+
+@pytest.mark.parametrize(("order", "expected"), [([2, 0, 1], "RSA"), (None, "SAR"), ([0, 0, 7], "SAR"), ("x", "SAR")])
+def test_the_order_of_axes_is_that_of_the_plan(order: Any, expected: str) -> None:
+    plan = {"transpose_forward": order}
+    assert NnUnetFile({}, adaptation={"pretrain_plan": plan}).orientation == expected
+    assert NnUnetFile({}, plans={**plan, "configurations": {}}).orientation == expected
 
 
 def test_a_supervised_nnunet_checkpoint_names_its_channels(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from jaxtyping import Float
 from torch import Tensor
 
+from .presence import NOTHING
+
 KEY = "absent"
-NOTHING = 0.05
-"""Deviations: a CT placeholder misses zero by the sampling error of nnU-Net's fingerprint; no image stays below it."""
 
 
 class RememberAbsent(BasicTransform):

@@ -35,9 +35,8 @@ from torch import Tensor, nn
 from medmae.checkpoint import first_names
 from medmae.convert.unet_keys import canonical_key, first_convolution, stage_count
 from medmae.core.errors import UsageError
-from medmae.core.sequences import canonical, squash
 
-from .plans import axis_order
+from .plans import axis_order, meant
 from .weights import Source
 
 _LEVEL = re.compile(r"^decoder\.(stages|transpconvs|seg_layers)\.(\d+)\.")
@@ -140,7 +139,7 @@ def adapt(
             else:
                 loaded.append(name)
     if first is not None:
-        notes += names.notes()
+        notes += names.notes(given[first].shape[1] if first in given else 0)
     skipped = [failed.get(key, f"{key}: {_why(role)}") for role, (key, _) in entries.items() if key not in used]
     whole = source.kind == "cnn" and source.whole
     inside = [name for name in ours if name not in heads and (whole or name.startswith("encoder."))]
@@ -164,16 +163,18 @@ class _Names:
     """Which channel of the source a channel of the target is."""
 
     def __init__(self, source: Sequence[str], target: Sequence[str]) -> None:
-        known, wanted = [_meant(name) for name in source], [_meant(name) for name in target]
+        known, wanted = [meant(name) for name in source], [meant(name) for name in target]
         self.source, self.target = list(source), list(target)
         self.match = [known.index(name) if name and name in known else None for name in wanted]
 
-    def notes(self) -> list[str]:
-        """How channels were matched, in words."""
+    def notes(self, count: int) -> list[str]:
+        """How the source's ``count`` channels were matched, in words."""
         images = [(name, self.match[i]) for i, name in enumerate(self.target) if name]
         without = [name for name, match in images if match is None]
-        if not self.source:
-            return ["the checkpoint does not name its channels: every channel starts from their mean"]
+        if len(self.source) != count:
+            kept = count == len(self.target) == len(images)
+            how = "they are taken in their order" if kept else "every channel starts from their mean"
+            return [f"the checkpoint does not name its channels: {how}"]
         if not without:
             return []
         known = f"the checkpoint's ({', '.join(self.source)})"
@@ -311,9 +312,9 @@ def _sequences(
     for name in channels:
         for key in ours:
             parts = key.split(".")
-            if key in weights or not name or _meant(name) not in parts:
+            if key in weights or not name or meant(name) not in parts:
                 continue
-            at = parts.index(_meant(name))
+            at = parts.index(meant(name))
             each = [weights.get(".".join([*parts[:at], other, *parts[at + 1 :]])) for other in source.channels]
             there = [value for value in each if value is not None]
             if there:
@@ -331,11 +332,6 @@ def _turned(source: Source, network: nn.Module, orientation: str | None) -> list
         f"the plans give the transformer the axes {tuple(axes)}, and these images ({orientation}) would need "
         f"{axis_order(orientation, source.orientation)} to lie as those it has seen ({source.orientation})"
     ]
-
-
-def _meant(name: str) -> str:
-    """The sequence that a channel is called after; a name of signs alone, which nnU-Net allows, is none."""
-    return canonical(name) if squash(name) else name
 
 
 def _why(role: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from medmae.atomic import write_text
 
 from .plans import channels, read_dataset, read_plans
+from .target import find_orientation
 from .weights import read_source
 
 ENTRY = "medmae"
@@ -25,6 +26,7 @@ def plans_for(
     checkpoint: str | Path,
     *,
     home: Path,
+    raw: Path,
     name: str,
     configuration: str = "3d_fullres",
     names: Sequence[str] | None = None,
@@ -37,6 +39,7 @@ def plans_for(
     Args:
         checkpoint: the weights.
         home: preprocessed folder of the dataset, where the plans lie.
+        raw: raw folder of the dataset, for the orientation of its images; without them RAS is assumed.
         name: of the user's plans.
         configuration: whose network is replaced.
         names: of the channels, where dataset.json calls them something else.
@@ -52,12 +55,14 @@ def plans_for(
     from .vit import vit_plans
 
     method = str(source.about["method"])
+    orientation, notes = find_orientation(user, [raw])
     made = vit_plans(
         user,
         dict(source.about),
         name=name,
         configuration=configuration,
         channels=names or channels(read_dataset(home)),
+        orientation=orientation or None,
     )
     mark = hashlib.sha256(json.dumps(made["configurations"], sort_keys=True).encode()).hexdigest()[:8]
     ours = f"{name}_{method}_{mark}"
@@ -65,6 +70,8 @@ def plans_for(
     if not path.is_file():
         content = {**made, "plans_name": ours, ENTRY: {"kind": "vit", "from": name, "method": method}}
         write_text(path, json.dumps(content, indent=4) + "\n")
+        for note in notes:
+            say(f"Note: {note}")
         say(f"Wrote {path}: {name} with the network of {method}; {name} stays as it is")
     return ours
 

@@ -15,16 +15,17 @@ from typing import Any
 
 from medmae.atomic import write_link
 from medmae.core.errors import DataError, UsageError
-from medmae.core.sequences import canonical, in_order
+from medmae.core.sequences import in_order
 from medmae.data.geometry import same_grid
 from medmae.data.header import Header
 from medmae.data.layouts import printable
 from medmae.data.readers import inspect
 from medmae.transfer.nnunet.case_files import image_name, jobs_for, write_cases, write_constant, write_gaps
-from medmae.transfer.nnunet.plans import channels, configuration
+from medmae.transfer.nnunet.plans import channels, configuration, meant
 from medmae.transfer.nnunet.presence import Presence
 
 _NIFTI = (".nii.gz", ".nii")
+_OTHER = re.compile(r".+_\d{4}\.(nii|nii\.gz|mha|mhd|nrrd|nhdr|tif|tiff|png|npy|npz)", re.IGNORECASE | re.DOTALL)
 
 
 def sequences_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
@@ -35,7 +36,7 @@ def sequences_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     own = dataset.get("medmae")
     if isinstance(own, Mapping) and isinstance(own.get("sequences"), Sequence):
         return tuple(map(str, own["sequences"]))
-    return tuple(canonical(name) for name in channels(dataset))
+    return tuple(meant(name) for name in channels(dataset))
 
 
 def fill_values(plans: Mapping[str, Any], dataset: Mapping[str, Any], *, name: str = "3d_fullres") -> dict[str, float]:
@@ -72,13 +73,13 @@ def fill_missing(
     """Complete a folder of nnU-Net input: links to what is there, constant files for what is missing.
 
     Args:
-        input_folder: files such as ``case_0001.nii.gz``. Where it has a ``presence.json``, or the folder above has one,
-            what that calls a placeholder counts as missing.
+        input_folder: files such as ``case_0001.nii.gz``. Where it has a ``presence.json``, or the folder above has one
+            that is not of predictions, what that calls a placeholder counts as missing.
         dataset: the data set's dataset.json.
         plans: of the model that will predict.
         out: a folder of this data alone; files with other names in it are removed.
         name: configuration, for its normalization.
-        keep: use these sequences only, as if the others were missing.
+        keep: use these sequences only, as if the others were missing; other spellings of a name are understood.
 
     Returns:
         what is really there, also written to ``out/presence.json``.
@@ -92,7 +93,8 @@ def fill_missing(
     ending = str(dataset.get("file_ending", ".nii.gz"))
     values = fill_values(plans, dataset, name=name)
     _claim(target, source)
-    known = Presence.load(source) or Presence.load(source.parent)
+    known = _record(source) or _record(source.parent)
+    keep = keep if keep is None else [word if word in names else meant(word) for word in keep]
     unknown = [word for word in keep or () if word not in names]
     if unknown:
         raise UsageError(f"the model knows no sequence {', '.join(unknown)}; it has {', '.join(names)}")
@@ -175,6 +177,12 @@ def write_inputs(
     return presence
 
 
+def _record(folder: Path) -> Presence | None:
+    """What a folder says of its input; what stands beside predictions is about those."""
+    found = Presence.load(folder)
+    return None if found is None or found.predicted else found
+
+
 def _listing(source: Path, names: Sequence[str], ending: str) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """case -> sequence -> file, and what is wrong with the names."""
     if not source.is_dir():
@@ -183,7 +191,11 @@ def _listing(source: Path, names: Sequence[str], ending: str) -> tuple[dict[str,
     found: dict[str, dict[str, Path]] = {}
     faults = []
     for path in sorted(source.iterdir()):
-        if not path.name.endswith(ending) or path.name.startswith("."):
+        if path.name.startswith("."):
+            continue
+        if not path.name.endswith(ending):
+            if _OTHER.fullmatch(path.name):
+                faults.append(f"{printable(path.name)}: the model reads files that end in {ending}; convert it")
             continue
         match = expression.fullmatch(path.name)
         if match is None:

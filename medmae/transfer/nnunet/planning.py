@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def plan(
 
     number, processes = number_of(full), max(1, workers)
     home = folders.preprocessed / full
-    with use_workers(workers, augment=processes):
+    with use_workers(workers, augment=processes), _blaming_data(full, checked=check):
         identifier = name or _usual_name(planner_class)
         path = home / f"{identifier}.json"
         if path.is_file() and not overwrite:
@@ -136,6 +137,20 @@ def plan(
         cases=len(cases),
         summary={wanted: describe(plans, wanted) for wanted in configurations},
     )
+
+
+@contextmanager
+def _blaming_data(dataset: str, *, checked: bool) -> Iterator[None]:
+    """Where nobody looked at the files, what nnU-Net stumbles over is most likely one of them."""
+    try:
+        yield
+    except (IndexError, RuntimeError, AssertionError, ValueError) as error:
+        if checked:
+            raise
+        raise DataError(
+            f"nnU-Net could not prepare {dataset}, whose files were not checked ({type(error).__name__}: {error}). "
+            f"`medmae nnunet plan {dataset}` without --no-check says which files are at fault"
+        ) from error
 
 
 def describe(plans: dict[str, Any], name: str) -> dict[str, Any]:
@@ -226,6 +241,23 @@ def ensure_splits(preprocessed: Path, cases: tuple[str, ...]) -> str | None:
     splits = [{"train": [other for other in ordered if other != case], "val": [case]} for case in ordered]
     write_text(path, json.dumps(splits, indent=1) + "\n")
     return f"{len(cases)} cases are too few for five folds: wrote {len(splits)} leave-one-out folds to {path}"
+
+
+def check_fold(preprocessed: Path, fold: int | str) -> None:
+    """Refuse a fold that there is none of; nnU-Net would train on a random part of the cases in its place.
+
+    Raises:
+        UsageError: it is not in the splits, or beyond the five that nnU-Net makes where there are none.
+        DataError: the splits cannot be read.
+    """
+    path, count = preprocessed / SPLITS, FOLDS
+    if path.is_file():
+        try:
+            count = len(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{path}: these splits cannot be read ({error}); take the file away or mend it") from error
+    if fold != "all" and int(fold) >= count:
+        raise UsageError(f"there is no fold {fold} of {preprocessed.name}; it has {count}, from 0 to {count - 1}")
 
 
 def _usual_name(planner: Any) -> str:

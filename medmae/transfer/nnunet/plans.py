@@ -17,11 +17,18 @@ import numpy as np
 from jaxtyping import Float
 
 from medmae.core.errors import CheckpointError, UsageError
+from medmae.core.sequences import canonical, squash
 from medmae.data.layout_lists import channel_names
 from medmae.nets.build import Architecture, resenc
 
 BLOCK = 16
 """Edge in voxels of the cubes that masked pre-training hides, where the patch allows."""
+
+PLANNED = "medmae_planned.json"
+"""What ``medmae finetune`` keeps beside the plans: of which data they were made."""
+
+NO_PLANS = ("dataset", "dataset_fingerprint", "splits_final", "plans_fingerprint", Path(PLANNED).stem)
+"""Names of other files that lie beside plans."""
 
 
 def read_plans(path: str | Path) -> dict[str, Any]:
@@ -48,6 +55,11 @@ def read_dataset(path: str | Path) -> dict[str, Any]:
     if not channel_names(dataset) or not isinstance(dataset.get("labels"), dict):
         raise UsageError(f"{path}: not a dataset.json of nnU-Net version 2, which has 'channel_names' and 'labels'")
     return dataset
+
+
+def plan_names(*folders: Path) -> list[str]:
+    """Names of the plans in some folders."""
+    return sorted({f.stem for folder in folders if folder.is_dir() for f in folder.glob("*.json")} - set(NO_PLANS))
 
 
 def configuration(plans: Mapping[str, Any], name: str = "3d_fullres") -> dict[str, Any]:
@@ -124,6 +136,11 @@ def recipe(plans: Mapping[str, Any], name: str = "3d_fullres") -> dict[str, Any]
 def channels(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the images of a case, in channel order, as dataset.json spells them."""
     return tuple(channel_names(dataset))
+
+
+def meant(name: str) -> str:
+    """The sequence that a channel is called after; a name of signs alone, which nnU-Net allows, is none."""
+    return canonical(name) if squash(name) else name
 
 
 def inputs(plans: Mapping[str, Any], dataset: Mapping[str, Any], name: str = "3d_fullres") -> tuple[str, ...]:

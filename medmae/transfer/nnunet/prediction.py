@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medmae.checkpoint import WEIGHTS
 from medmae.core.errors import CheckpointError, UsageError
 
 from .checkpoints import read_checkpoint
@@ -93,11 +94,12 @@ def predict(
         CheckpointError: a checkpoint that cannot be read or holds more than numbers.
     """
     require()
+    target = Path(out).expanduser().absolute()
+    _check_out(target, Path(images).expanduser().absolute())
     model = find_model(dataset, folders=folders, configuration=configuration, plans=plans, trainer=trainer)
     chosen = _folds(model, folds, checkpoint)
     for fold in chosen:
         _check_checkpoint(model / f"fold_{fold}" / checkpoint)
-    target = Path(out).expanduser().absolute()
     about, told = read_dataset(model), read_plans(model / "plans.json")
     name = str(read_checkpoint(model / f"fold_{chosen[0]}" / checkpoint)["init_args"]["configuration"])
     with tempfile.TemporaryDirectory(prefix="medmae-nnunet-") as inputs:
@@ -112,6 +114,7 @@ def predict(
         target.mkdir(parents=True, exist_ok=True)
         with use_workers(workers):
             _predict(model, chosen, checkpoint, inputs, target, device=device, mirror=mirror, workers=workers)
+    presence = replace(presence, predicted=True)
     presence.save(target)
     return Predicted(target, model, chosen, files, presence)
 
@@ -166,11 +169,17 @@ def find_model(
 
     Raises:
         UsageError: none fits, or several do; the message lists what there is.
+        CheckpointError: a path, and no trained model is there.
     """
     given = Path(str(dataset)).expanduser()
     if (given / "plans.json").is_file():
         return given.absolute()
-    full = folders.dataset(str(dataset))
+    try:
+        full = folders.dataset(str(dataset))
+    except UsageError:
+        if given.exists() or len(given.parts) > 1:
+            raise not_a_model(given) from None
+        raise
     home = folders.results / full
     there = sorted(path.parent.name for path in home.glob("*__*__*/plans.json"))
     fits = []
@@ -190,6 +199,28 @@ def find_model(
     )
 
 
+def not_a_model(path: Path) -> CheckpointError:
+    """The error for something that was given in place of a model folder."""
+    if any((path / place / WEIGHTS).is_file() for place in (".", "model")):
+        return CheckpointError(
+            f"{path} is a pre-trained model, which segments nothing yet: fine-tune it first (medmae finetune segment "
+            "or medmae nnunet train), then give the folder that this prints"
+        )
+    return CheckpointError(
+        f"{path} is no model folder of nnU-Net: it looks like nnUNet_results/Dataset501_Name/"
+        "MedMAETrainer__nnUNetPlans__3d_fullres and holds plans.json, dataset.json and fold_0"
+    )
+
+
+def _check_out(out: Path, images: Path) -> None:
+    """nnU-Net writes a dataset.json beside predictions, which must not be that of a data set."""
+    if out.is_file():
+        raise UsageError(f"{out} is a file; give a folder for the segmentations")
+    if out.resolve() == images.resolve() or (out / "imagesTr").is_dir() or (out / "fold_0").is_dir():
+        what = "the folder of the images" if out.resolve() == images.resolve() else "a data set or model"
+        raise UsageError(f"{out} is {what}: the segmentations need a folder of their own")
+
+
 def _folds(model: Path, folds: Sequence[int | str] | None, checkpoint: str) -> tuple[int | str, ...]:
     there = {path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint}")}
     wanted = [str(fold) for fold in folds] if folds else sorted(there - {"all"}) or sorted(there)
@@ -206,7 +237,13 @@ def _folds(model: Path, folds: Sequence[int | str] | None, checkpoint: str) -> t
 
 def _check_checkpoint(path: Path) -> None:
     """Look a checkpoint through before nnU-Net executes what is in it, and see that its trainer can be found."""
-    name = read_checkpoint(path).get("trainer_name")
+    found = read_checkpoint(path)
+    name = found.get("trainer_name")
+    if name is None or "configuration" not in (found.get("init_args") or ()):
+        raise CheckpointError(
+            f"{path} holds weights, but not how they were trained (trainer_name, init_args): it is no checkpoint that "
+            "nnU-Net's training wrote"
+        )
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:

@@ -7,6 +7,7 @@ an attribute of the module it searches first, and the variable is set besides fo
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections.abc import Callable
@@ -19,19 +20,18 @@ from medmae.core.errors import CheckpointError, DataError, UsageError
 
 from .folders import Folders, require, shim
 from .own_plans import ENTRY, plans_for
-from .planning import Planned, ensure_splits, plan, prepared_cases
+from .planning import Planned, check_fold, ensure_splits, plan, prepared_cases
 from .plans import configuration as configuration_of
-from .plans import read_plans
+from .plans import plan_names, read_plans
 from .pools import workers as use_workers
 from .prediction import Predicted, model_folder, predict
-from .settings import Settings
+from .settings import CHECKPOINT_VARIABLE, Settings
 
 __all__ = ["Folders", "Planned", "Predicted", "Settings", "Trained", "plan", "predict", "shim", "train"]
 
 TRAINER = "MedMAETrainer"
 SEARCHED_FIRST = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
 EXTERNAL = "nnUNet_extTrainer"
-NOT_PLANS = ("dataset", "dataset_fingerprint", "splits_final")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Trained:
     Attributes:
         folder: of the model: plans.json, dataset.json and one folder per fold.
         plans: name of the plans it used.
-        dice: mean foreground Dice of the final validation; None where it was left out.
+        dice: mean foreground Dice of the final validation; None where it was left out, or nothing was to be found.
     """
 
     folder: Path
@@ -85,10 +85,10 @@ def train(
         configuration: of the plans.
         fold: from 0, or ``all``.
         plans: name of the plans; may be left out where there is only one.
-        settings: weights, schedule, lengths; see :class:`Settings`.
+        settings: weights (else those of ``MEDMAE_CHECKPOINT``), schedule, lengths; see :class:`Settings`.
         device: ``cuda``, ``cpu`` or ``mps``; default: what there is.
         resume: go on from the last checkpoint; the pre-trained weights are not loaded again.
-        overwrite: replace a training of this fold that has ended.
+        overwrite: replace a training of this fold that has ended or was interrupted.
         validate: predict and score the fold's validation cases at the end.
         workers: processes that prepare batches and validation; 0 works in this one.
         gpus: graphics cards to share the batch; needs ``device="cuda"``.
@@ -97,7 +97,7 @@ def train(
 
     Raises:
         MissingDependency: no nnU-Net.
-        UsageError: unknown dataset, plans, configuration or fold; or a training that has ended and would be replaced.
+        UsageError: unknown dataset, plans, configuration or fold; or a training that would be replaced.
         DataError: no preprocessed data, or too few cases.
         CheckpointError: weights that do not fit, or nothing to resume from.
     """
@@ -106,16 +106,28 @@ def train(
     full = folders.dataset(dataset)
     home = folders.preprocessed / full
     name = find_plans(home, plans)
-    values = configuration_of(read_plans(home / f"{name}.json"), configuration)
+    told = read_plans(home / f"{name}.json")
+    values = configuration_of(told, configuration)
+    if wanted.checkpoint is None and not (wanted.from_scratch or resume):
+        wanted = replace(wanted, checkpoint=os.environ.get(CHECKPOINT_VARIABLE) or None)
+        if wanted.checkpoint is None and "checkpoint" not in (told.get(ENTRY) or {}):
+            say("No weights are given (--checkpoint): the training starts from random ones")
     if wanted.checkpoint is not None:
         wanted = replace(wanted, checkpoint=str(Path(wanted.checkpoint).expanduser().absolute()))
     cases = prepared_cases(home / str(values["data_identifier"]), full, name, configuration)
     if fold != "all" and (done := ensure_splits(home, cases)) is not None:
         say(done)
     chosen = _fold(fold)
+    check_fold(home, chosen)
     if wanted.checkpoint is not None:
         name = plans_for(
-            wanted.checkpoint, home=home, name=name, configuration=configuration, names=wanted.channels, say=say
+            wanted.checkpoint,
+            home=home,
+            raw=folders.raw / full,
+            name=name,
+            configuration=configuration,
+            names=wanted.channels,
+            say=say,
         )
     register()
     import torch
@@ -135,10 +147,12 @@ def train(
             f"{folder / f'fold_{chosen}'} holds no checkpoint to resume from: leave --resume out, or look at "
             "--plans and --fold"
         )
-    if (folder / f"fold_{chosen}" / "checkpoint_final.pth").is_file() and not (resume or overwrite):
+    begun = next((kind for kind in _KINDS if (folder / f"fold_{chosen}" / f"checkpoint_{kind}.pth").is_file()), None)
+    if begun is not None and not (resume or overwrite):
+        what, then = ("has ended", "train it longer") if begun == "final" else ("was interrupted", "go on with it")
         raise UsageError(
-            f"{folder / f'fold_{chosen}'} holds a training that has ended: give --overwrite to replace it, --resume to "
-            "train it longer, or --results FOLDER to keep both"
+            f"{folder / f'fold_{chosen}'} holds a training that {what}: give --overwrite to replace it, --resume to "
+            f"{then}, or --results FOLDER to keep both"
         )
     with use_workers(workers), wanted.in_environment():
         if gpus > 1:
@@ -194,7 +208,7 @@ def find_plans(home: Path, name: str | None) -> str:
         DataError: the dataset was not planned.
         UsageError: no such plans, or several and none named; the message lists them.
     """
-    there = sorted(path.stem for path in home.glob("*.json") if path.stem not in NOT_PLANS) if home.is_dir() else []
+    there = plan_names(home)
     if not there:
         raise DataError(f"{home} has no plans: run `medmae nnunet plan {home.name}` first")
     if name is None:
@@ -219,4 +233,5 @@ def _dice(fold: Path) -> float | None:
     summary = fold / "validation" / "summary.json"
     if not summary.is_file():
         return None
-    return float(json.loads(summary.read_text("utf-8"))["foreground_mean"]["Dice"])
+    value = float(json.loads(summary.read_text("utf-8"))["foreground_mean"]["Dice"])
+    return value if math.isfinite(value) else None  # no class in any case, nor predicted: there is nothing to score

@@ -19,6 +19,8 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from medmae.core.errors import UsageError
+
 EXPONENT = 0.9
 """Of the polynomial decay; nnU-Net's own."""
 PEAK = {"sawtooth": 1e-3, "warmup": 1e-4, "scratch": 1e-2}
@@ -62,15 +64,20 @@ def course(schedule: str, *, epochs: int, peak: float | None = None, warmup: int
         epochs: length of the training.
         peak: highest rate; default by schedule.
         warmup: epochs of each warm-up; default 50, but at most a quarter of the training.
+
+    Raises:
+        UsageError: the training ends before its warm-ups do.
     """
     length = min(WARMUP, epochs // 4) if warmup is None else warmup
     top = PEAK[schedule] if peak is None else peak
-    return Course(
-        epochs=epochs,
-        peak=top,
-        alone=length if schedule == "sawtooth" else 0,
-        together=length if schedule in ("sawtooth", "warmup") else 0,
-    )
+    alone = length if schedule == "sawtooth" else 0
+    together = length if schedule in ("sawtooth", "warmup") else 0
+    if alone + together > epochs:
+        raise UsageError(
+            f"{epochs} epochs end before the warm-ups of {schedule} do, which take {alone + together}: give more "
+            "--epochs or fewer --warmup-epochs"
+        )
+    return Course(epochs=epochs, peak=top, alone=alone, together=together)
 
 
 def level(name: str) -> int | None:

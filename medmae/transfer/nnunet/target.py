@@ -13,10 +13,17 @@ from medmae.core.sequences import canonical, is_known
 from medmae.data.readers import inspect
 
 from .folders import Folders
-from .plans import array_orientation, axis_codes, channels, configuration, heads, inputs, read_dataset, read_plans
-
-NO_PLANS = ("dataset", "dataset_fingerprint", "splits_final", "plans_fingerprint")
-"""Other files that nnU-Net keeps beside its plans."""
+from .plans import (
+    array_orientation,
+    axis_codes,
+    channels,
+    configuration,
+    heads,
+    inputs,
+    plan_names,
+    read_dataset,
+    read_plans,
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def _plans_file(plans: str, places: Sequence[Path], dataset: str | Path) -> Path
         for candidate in (place / f"{plans}.json", place / "plans.json"):
             if candidate.is_file() and (candidate.stem == plans or _says(candidate, plans)):
                 return candidate
-    there = sorted({f.stem for place in places if place.is_dir() for f in place.glob("*.json")} - set(NO_PLANS))
+    there = plan_names(*places)
     looked = ", ".join(str(place) for place in places if place.is_dir()) or str(dataset)
     hint = f"there are: {', '.join(there)}" if there else "there are none; `medmae nnunet plan` makes them"
     raise UsageError(f"no plans {plans!r} in {looked}; {hint}")

@@ -33,6 +33,7 @@ from medmae.nets.unetr import UnetrDecoder, token_map
 
 from .plans import array_orientation, axis_order
 from .plans import configuration as resolve
+from .presence import NOTHING
 
 CLASS = "medmae.transfer.nnunet.vit.ViTSegmenter"
 """How plans name the network."""
@@ -43,16 +44,12 @@ METHODS = ("bm_mae", "eva_mae", "hi_end_mae")
 ORIENTATION = "RAS"
 """Axis codes of the arrays a model was trained on, where its folder does not say."""
 
-SILENT = 1e-4
-"""A channel without any voxel further from zero than this is a placeholder: normalized images vary around zero by one,
-and a constant that was resampled and normalized ends within rounding of it."""
-
 
 class ViTSegmenter(nn.Module):
     """The encoder of a method with everything visible, and a UNETR decoder.
 
-    A channel that is zero all over a sample is missing: it has no tokens and does not enter the decoder. Where all are
-    (a window of plain background), all count as present.
+    A channel that is zero all over a sample (nearer than ``NOTHING``) is missing: it has no tokens and does not enter
+    the decoder. Where all are (a window of plain background), all count as present.
 
     Args:
         input_channels: channels; as many as ``sequences``.
@@ -155,7 +152,7 @@ class ViTSegmenter(nn.Module):
     def _present(self, x: Float[Tensor, "b m x y z"]) -> Bool[Tensor, "b m"]:
         """Which channels hold an image."""
         with torch.no_grad():
-            here = x.abs().amax((2, 3, 4)) > SILENT
+            here = x.abs().amax((2, 3, 4)) >= NOTHING
             return here | ~here.any(1, keepdim=True)
 
     def _levels(self, x: Float[Tensor, "b m x y z"], present: Bool[Tensor, "b m"]) -> list[Tensor]:

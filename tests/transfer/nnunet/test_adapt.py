@@ -55,6 +55,13 @@ def test_channels_follow_their_names(given: tuple[str, ...], wanted: tuple[str, 
     assert report.share == 1.0
 
 
+def test_as_many_unnamed_channels_are_taken_in_their_order_and_that_is_said() -> None:
+    one, other = network(channels=2), network(channels=2, seed=1)
+    report = adapt(source_of(one, ()), other, channels=("CT", "PET"))
+    assert torch.equal(other.state_dict()[STEM], one.state_dict()[STEM])
+    assert report.notes == ("the checkpoint does not name its channels: they are taken in their order",)
+
+
 def test_identical_channels_of_an_unnamed_source_answer_as_one_did() -> None:
     one, other = network(channels=1), network(channels=4, seed=1)
     report = adapt(source_of(one, ()), other, channels=("a1", "b2", "c3", "d4"))

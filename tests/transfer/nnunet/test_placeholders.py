@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,31 @@ def test_sequences_can_be_left_out(tmp_path: Path) -> None:
         fill_missing(images(tmp_path / "b", {"b_0000": None}), dataset=DATASET, plans=PLANS, out=out, keep=["t2f"])
     with pytest.raises(UsageError, match="knows no sequence pet"):
         fill_missing(source, dataset=DATASET, plans=PLANS, out=out, keep=["pet"])
+
+
+def test_sequences_may_be_spelled_as_users_spell_them(tmp_path: Path) -> None:
+    source = images(tmp_path / "in", {"a_0000": None, "a_0001": None, "a_0002": None})
+    presence = fill_missing(source, dataset=DATASET, plans=PLANS, out=tmp_path / "out", keep=["CT", "T1Gd"])
+    assert presence.cases == {"a": ("ct", "t1c")}
+    odd = {**DATASET, "channel_names": {"0": "CT", "1": "+", "2": "FLAIR"}}
+    assert sequences_of(odd) == ("ct", "+", "t2f")
+
+
+def test_what_predictions_were_made_from_says_nothing_of_the_images(tmp_path: Path) -> None:
+    source = images(tmp_path / "in" / "images", {"a_0000": None, "a_0001": None, "a_0002": None})
+    fewer = Presence(("ct", "t1c", "t2f"), {"a": ("ct",)})
+    fewer.save(tmp_path / "in")
+    assert fill_missing(source, dataset=DATASET, plans=PLANS, out=tmp_path / "raw").cases == {"a": ("ct",)}
+    replace(fewer, predicted=True).save(tmp_path / "in")  # `predict --sequences ct -o in`
+    assert fill_missing(source, dataset=DATASET, plans=PLANS, out=tmp_path / "out").cases == {"a": ("ct", "t1c", "t2f")}
+
+
+def test_a_file_in_another_format_is_not_taken_for_a_gap(tmp_path: Path) -> None:
+    source = images(tmp_path / "in", {"a_0000": None, "a_0001": None})
+    put(source / "a_0002.nii", np.ones(SIZE, np.float32))
+    (source / "notes_2024.txt").touch()
+    with pytest.raises(DataError, match=r"1 fault\(s\):\n.*a_0002.nii: the model reads files that end in .nii.gz"):
+        fill_missing(source, dataset=DATASET, plans=PLANS, out=tmp_path / "out")
 
 
 def test_every_fault_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Planning, training and predicting: what is found, what is refused and in which words, and what nnU-Net is shown."""
+"""Planning and training: what is found, what is refused and in which words, and what nnU-Net is shown."""
 
 from __future__ import annotations
 
@@ -12,48 +12,21 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from small_unets import architecture, dataset_of, network, plans_of, write_dataset
+from raw_sets import NAME, raw_dataset
+from small_unets import architecture, plans_of, write_dataset
 
 pytest.importorskip("nnunetv2")
 
+from medmae.checkpoint import save_model
 from medmae.core.errors import CheckpointError, DataError, UsageError
-from medmae.transfer.nnunet.checkpoints import read_checkpoint
-from medmae.transfer.nnunet.folders import KINDS, Folders, variable
+from medmae.find import find
+from medmae.transfer.nnunet.folders import Folders
+from medmae.transfer.nnunet.own_plans import plans_for
 from medmae.transfer.nnunet.planning import check_raw, ensure_splits
 from medmae.transfer.nnunet.pools import workers
-from medmae.transfer.nnunet.prediction import find_model, model_folder, predict
-from medmae.transfer.nnunet.run import EXTERNAL, SEARCHED_FIRST, TRAINER, find_plans, plan, register, shim, train
+from medmae.transfer.nnunet.prediction import model_folder
+from medmae.transfer.nnunet.run import EXTERNAL, SEARCHED_FIRST, TRAINER, _dice, find_plans, plan, register, shim, train
 from medmae.transfer.nnunet.settings import Settings
-
-NAME = "Dataset901_Tiny"
-
-
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
-    for name in (*map(variable, KINDS), EXTERNAL):
-        monkeypatch.setenv(name, "")
-    return Folders.use(tmp_path)
-
-
-def put(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-
-
-def raw_dataset(folders: Folders, cases: int = 3) -> Path:
-    folder = folders.raw / NAME
-    draw = np.random.default_rng(0)
-    for i in range(cases):
-        label = np.zeros((16, 16, 16), np.uint8)
-        label[4:9, 5:9, 6:10], label[5, 6, 7] = 1, 2
-        for k in range(2):
-            image = draw.normal(100, 10, label.shape) + 50 * (label > 0)
-            put(folder / "imagesTr" / f"case{i}_{k:04d}.nii.gz", image.astype(np.float32))
-        put(folder / "labelsTr" / f"case{i}.nii.gz", label)
-    (folder / "dataset.json").write_text(json.dumps(dataset_of()))
-    return folder
-
 
 # --- plans and prepared cases
 
@@ -65,6 +38,8 @@ def test_the_only_plans_need_no_name(folders: Folders) -> None:
     (home / "nnUNetPlans_bm_mae_12345678.json").write_text(json.dumps(copy))
     assert find_plans(home, None) == "nnUNetPlans"  # those we wrote do not make a choice necessary
     assert find_plans(home, "nnUNetPlans_bm_mae_12345678.json") == "nnUNetPlans_bm_mae_12345678"
+    (home / "medmae_planned.json").write_text("{}")
+    assert find_plans(home, None) == "nnUNetPlans"  # nor does the record of `finetune segment`
     (home / "other.json").write_text(json.dumps(plans_of(architecture())))
     with pytest.raises(UsageError, match=r"several plans: give --plans nnUNetPlans or .* or other"):
         find_plans(home, None)
@@ -104,6 +79,11 @@ def test_a_fold_is_a_number_or_all(folders: Folders) -> None:
     prepared(folders)
     with pytest.raises(UsageError, match="fold 'first' is neither a number"):
         train(901, folders=folders, fold="first")
+    with pytest.raises(UsageError, match=r"no fold 3 of Dataset901_Tiny; it has 3, from 0 to 2"):
+        train(901, folders=folders, fold="3")  # nnU-Net would draw another part of the cases
+    (folders.preprocessed / NAME / "splits_final.json").write_text("[")
+    with pytest.raises(DataError, match="these splits cannot be read"):
+        train(901, folders=folders, fold=0)
 
 
 def test_resuming_nothing(folders: Folders) -> None:
@@ -118,6 +98,9 @@ def test_a_training_that_has_ended_is_not_replaced_by_accident(folders: Folders)
     fold.mkdir(parents=True)
     (fold / "checkpoint_final.pth").touch()
     with pytest.raises(UsageError, match="--overwrite to replace it, --resume to train it longer, or --results"):
+        train(901, folders=folders, device="cpu")
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
+    with pytest.raises(UsageError, match="was interrupted: give --overwrite to replace it, --resume to go on with it"):
         train(901, folders=folders, device="cpu")
 
 
@@ -191,6 +174,27 @@ def test_unknown_planner_and_dataset(folders: Folders) -> None:
 
 
 @pytest.mark.slow
+def test_faults_that_nobody_looked_for_are_not_called_a_bug(folders: Folders) -> None:
+    (raw_dataset(folders) / "imagesTr" / "case1_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"could not prepare Dataset901_Tiny.*without --no-check says which files"):
+        plan(901, folders=folders, check=False)
+
+
+def test_plans_for_a_transformer_follow_the_axes_of_the_files(folders: Folders, tmp_path: Path) -> None:
+    home = write_dataset(folders.raw.parent, architecture())
+    plans = json.loads((home / "nnUNetPlans.json").read_text())
+    (home / "nnUNetPlans.json").write_text(json.dumps({**plans, "image_reader_writer": "SimpleITKIO"}))
+    found, told = find("bm_mae"), {"scale": "test", "sequences": ("t1n", "t2w")}
+    save_model(tmp_path / "vit", found.build(**told), name="bm_mae", recipe=found.recipe(**told))
+    for affine, axes in ((np.eye(4), [2, 1, 0]), (np.eye(4)[[2, 0, 1, 3]], [0, 2, 1])):
+        path = folders.raw / NAME / "imagesTr" / "case0_0000.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), affine), path)
+        ours = plans_for(tmp_path / "vit", home=home, raw=folders.raw / NAME, name="nnUNetPlans")
+        made = json.loads((home / f"{ours}.json").read_text())
+        assert made["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["axes"] == axes
+
+
 def test_planning_in_one_process(folders: Folders) -> None:
     raw_dataset(folders)
     said: list[str] = []
@@ -253,106 +257,22 @@ def test_pools_are_threads_only_while_the_block_runs(monkeypatch: pytest.MonkeyP
     assert os.environ["nnUNet_n_proc_DA"] == "3"  # noqa: SIM112
 
 
-# --- models and their checkpoints
+def test_a_validation_without_anything_to_find_has_no_dice(tmp_path: Path) -> None:
+    (tmp_path / "validation").mkdir()
+    for value, expected in (("NaN", None), ("0.5", 0.5)):
+        (tmp_path / "validation" / "summary.json").write_text(f'{{"foreground_mean": {{"Dice": {value}}}}}')
+        assert _dice(tmp_path) == expected
 
 
-def trained(folders: Folders, name: str = f"{TRAINER}__nnUNetPlans__3d_fullres", fold: str = "fold_0") -> Path:
-    model = folders.results / NAME / name
-    (model / fold).mkdir(parents=True)
-    plans = plans_of(architecture(), foreground_intensity_properties_per_channel={"0": {}, "1": {}})
-    plans["configurations"]["3d_fullres"] |= {
-        "preprocessor_name": "DefaultPreprocessor",
-        **{f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")},
-        **{f"resampling_fn_{what}_kwargs": {"is_seg": what == "seg"} for what in ("data", "seg", "probabilities")},
-    }
-    (model / "plans.json").write_text(json.dumps(plans))
-    (model / "dataset.json").write_text(json.dumps(dataset_of()))
-    content = {
-        "network_weights": network(classes=3).state_dict(),
-        "trainer_name": "nnUNetTrainer",
-        "init_args": {"configuration": "3d_fullres", "device": torch.device("cpu")},
-        "logging": {"ema_fg_dice": [np.float64(0.5)], "dice": [np.float32(0.2)], "when": [1.5]},
-    }
-    torch.save(content, model / fold / "checkpoint_final.pth")
-    return model
-
-
-def test_the_only_model_needs_no_name(folders: Folders) -> None:
-    model = trained(folders)
-    assert find_model(901, folders=folders, configuration="3d_fullres") == model
-    assert find_model(model, folders=folders, configuration="3d_fullres") == model
-    with pytest.raises(UsageError, match=rf"no trained model \*__\*__2d .*there is {model.name}"):
-        find_model(901, folders=folders, configuration="2d")
-    with pytest.raises(UsageError, match="no trained model Mine__"):
-        find_model(901, folders=folders, configuration="3d_fullres", trainer="Mine")
-    trained(folders, "nnUNetTrainer__nnUNetPlans__3d_fullres")
-    with pytest.raises(UsageError, match="several models"):
-        find_model(901, folders=folders, configuration="3d_fullres")
-    assert find_model(901, folders=folders, configuration="3d_fullres", trainer=TRAINER) == model
-
-
-def test_a_fold_that_was_not_trained(folders: Folders, tmp_path: Path) -> None:
-    model = trained(folders)
-    (model / "fold_1").mkdir()
-    with pytest.raises(UsageError, match=r"no checkpoint_final.pth of fold 1; there is 0; begun: 0, 1"):
-        predict(901, folders=folders, images=tmp_path, out=tmp_path / "out", folds=[1])
-
-
-def test_a_checkpoint_with_numbers_of_numpy_is_read(folders: Folders) -> None:
-    found = read_checkpoint(trained(folders) / "fold_0" / "checkpoint_final.pth")
-    assert found["logging"]["ema_fg_dice"] == [0.5]
-
-
-class Evil:
-    def __reduce__(self) -> tuple:
-        return os.putenv, ("MEDMAE_WAS_HERE", "1")
-
-
-def test_a_checkpoint_that_executes_something_is_refused(folders: Folders, tmp_path: Path) -> None:
-    path = trained(folders) / "fold_0" / "checkpoint_final.pth"
-    torch.save({**torch.load(path, weights_only=False), "extra": Evil()}, path)
-    with pytest.raises(CheckpointError, match=r"holds more than numbers.*nnUNetv2_predict"):
-        predict(901, folders=folders, images=tmp_path, out=tmp_path / "out", device="cpu")
-    torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match="no checkpoint of nnU-Net"):
-        read_checkpoint(path)
-
-
-def test_a_trainer_that_is_not_there(folders: Folders, tmp_path: Path) -> None:
-    path = trained(folders) / "fold_0" / "checkpoint_final.pth"
-    torch.save({**torch.load(path, weights_only=False), "trainer_name": "Mine"}, path)
-    with pytest.raises(CheckpointError, match="written by the trainer Mine, which nnU-Net does not find"):
-        predict(901, folders=folders, images=tmp_path, out=tmp_path / "out", device="cpu")
-
-
-def test_a_checkpoint_that_does_not_fit_its_plans(folders: Folders, tmp_path: Path) -> None:
-    path = trained(folders) / "fold_0" / "checkpoint_final.pth"
-    content = torch.load(path, weights_only=False)
-    torch.save({**content, "network_weights": network(classes=5).state_dict()}, path)
-    put(tmp_path / "images" / "a_0000.nii.gz", np.ones((16, 16, 16), np.float32))
-    with pytest.raises(CheckpointError, match=r"does not fit the plans.*seg_layers"):
-        predict(901, folders=folders, images=tmp_path / "images", out=tmp_path / "out", device="cpu")
-
-
-def test_predicting_with_what_there_is(folders: Folders, tmp_path: Path) -> None:
-    model, images, out = trained(folders), tmp_path / "images", tmp_path / "out"
-    draw = np.random.default_rng(0)
-    for name in ("a_0000", "a_0001", "b_0000"):
-        put(images / f"{name}.nii.gz", draw.normal(100, 10, (16, 16, 16)).astype(np.float32))
+def test_a_start_from_random_weights_is_said(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(folders)
     said: list[str] = []
-    done = predict(model, folders=folders, images=images, out=out, device="cpu", mirror=False, say=said.append)
-    assert [path.name for path in done.files] == ["a.nii.gz", "b.nii.gz"]
-    assert all(nib.load(path).shape == (16, 16, 16) for path in done.files)
-    assert said == ["b: without t2w"]
-    assert json.loads((out / "presence.json").read_text())["cases"] == {"a": ["t1n", "t2w"], "b": ["t1n"]}
-    assert sorted(path.name for path in images.iterdir()) == ["a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz"]
-    with pytest.raises(UsageError, match=r"holds a\.nii\.gz, b\.nii\.gz already"):
-        predict(model, folders=folders, images=images, out=out, device="cpu")
-    only = predict(
-        model, folders=folders, images=images, out=tmp_path / "t1n", device="cpu", mirror=False, keep=["t1n"]
-    )
-    assert set(only.presence.cases.values()) == {("t1n",)}
-    same = [
-        np.array_equal(nib.load(out / f"{c}.nii.gz").dataobj, nib.load(only.out / f"{c}.nii.gz").dataobj) for c in "ab"
+    for settings in (Settings(), Settings(from_scratch=True)):
+        with pytest.raises(UsageError, match="--gpus"):
+            train(901, folders=folders, device="cpu", gpus=2, settings=settings, say=said.append)
+    assert [line for line in said if "weights" in line] == [
+        "No weights are given (--checkpoint): the training starts from random ones"
     ]
-    assert same == [False, True]
+    monkeypatch.setenv("MEDMAE_CHECKPOINT", "nowhere")
+    with pytest.raises((CheckpointError, UsageError), match="nowhere"):
+        train(901, folders=folders, device="cpu")

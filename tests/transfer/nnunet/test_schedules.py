@@ -7,6 +7,7 @@ import torch
 from small_unets import architecture, network
 from torch import nn
 
+from medmae.core.errors import UsageError
 from medmae.transfer.nnunet.schedules import GroupedSchedule, course, groups, level, optimizer
 
 
@@ -37,6 +38,14 @@ def test_every_epoch_of_a_short_training_has_a_rate(schedule: str, epochs: int) 
     assert max(rates) == pytest.approx(found.peak)
     assert found.rate(epochs - 1, encoder=True) > 0
     assert found.alone <= epochs // 4
+
+
+def test_a_training_that_ends_in_its_warmup_is_refused() -> None:
+    assert course("sawtooth", epochs=4, warmup=2).rate(3, encoder=True) == pytest.approx(1e-3)
+    for schedule, warmup in (("sawtooth", 3), ("warmup", 6)):
+        with pytest.raises(UsageError, match=r"5 epochs end before .* take 6: give more --epochs"):
+            course(schedule, epochs=5, warmup=warmup)
+    assert course("scratch", epochs=5, warmup=50).alone == 0
 
 
 @pytest.mark.parametrize(
