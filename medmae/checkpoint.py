@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from medmae import __version__
+from medmae import __version__, hub
 from medmae.atomic import replacing, write_text
 from medmae.core.card import Card
 from medmae.core.errors import CheckpointError, UsageError
@@ -29,6 +29,8 @@ from medmae.find import find
 
 FORMAT = 1
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
+TASK_METHOD = "finetuned"
+"""What stands in place of a method's name in the folder of a fine-tuned model."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,7 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     card = find(name).card
-    values = state or method.state_dict()
-    alias = first_names(method.state_dict())  # averaged weights have the aliases of the method, not its memory
-    weights = {key: value.detach().cpu().contiguous() for key, value in values.items() if alias.get(key, key) == key}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
+    write_weights(folder, method, state=state)
     config = {
         "medmae": __version__,
         "format": FORMAT,
@@ -186,6 +184,33 @@ def save_model(
     write_text(folder / CONFIG, text + "\n")
     write_text(folder / README, _readme(config, card))
     return folder
+
+
+def write_weights(folder: Path, module: nn.Module, *, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write the weights file of a model folder, each tensor once; ``state`` stands in for the module's own values."""
+    values = state or module.state_dict()
+    alias = first_names(module.state_dict())  # averaged weights have the aliases of the method, not its memory
+    weights = {key: value.detach().cpu().contiguous() for key, value in values.items() if alias.get(key, key) == key}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+
+
+def read_weights(folder: Path, config: Mapping[str, Any], *, strict: bool = True) -> dict[str, Tensor]:
+    """The tensors of a model folder.
+
+    Raises:
+        CheckpointError: the file cannot be read, or (strict) is not the one that ``config`` was written for.
+    """
+    try:
+        state: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}; copy the file again") from error
+    if strict and config.get("weights_sha256", "") not in ("", file_hash(folder / WEIGHTS)):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is not the file that {CONFIG} was written for (its hash differs): "
+            "copy the folder again, or load it with strict=False if you know what it is"
+        )
+    return state
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -245,6 +270,12 @@ def load_model(
         UsageError: the recipe cannot be built, or a sequence the model knows is spelled in another way.
     """
     folder, config = model_folder(folder), read_config(folder)
+    if config["method"] == TASK_METHOD:
+        kind = (config.get("task") or {}).get("kind", "a task")
+        raise CheckpointError(
+            f"{folder} holds a model that is fine-tuned to {kind}, not a pre-trained one: "
+            "use it with medmae predict or medmae evaluate (in Python: medmae.transfer.task_folder.load_task)"
+        )
     recipe = dict(config["recipe"])
     known = list(recipe.get("sequences") or ())
     if size is not None:
@@ -257,21 +288,31 @@ def load_model(
                 raise UsageError(f"{name} is {canonical(name)}, which this model knows: call it {canonical(name)}")
         recipe["sequences"] = list(sequences)
     method = find(config["method"]).build(**recipe)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}; copy the file again") from error
-    if strict and config.get("weights_sha256", "") not in ("", file_hash(folder / WEIGHTS)):
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is not the file that {CONFIG} was written for (its hash differs): "
-            "copy the folder again, or load it with strict=False if you know what it is"
-        )
-    report = load_state(method, state, strict=strict, before=known, after=recipe.get("sequences") or known)
+    report = load_state(
+        method,
+        read_weights(folder, config, strict=strict),
+        strict=strict,
+        before=known,
+        after=recipe.get("sequences") or known,
+    )
     return Loaded(method.eval(), {**config, "recipe": recipe}, report)
 
 
-def from_pretrained(folder: str | Path, **options: Any) -> Method:
-    """The method of a model folder with its weights, in evaluation mode; see :func:`load_model` for the options."""
+def from_pretrained(folder: str | Path, *, revision: str | None = None, **options: Any) -> Method:
+    """The method of a model folder with its weights, in evaluation mode.
+
+    Args:
+        folder: model or run folder; or, where there is no such folder, ``organization/name`` on the Hugging Face hub,
+            of which three files are fetched (the extra ``hub``).
+        revision: branch, tag or commit on the hub.
+        options: those of :func:`load_model`.
+
+    Raises:
+        MissingDependency: a name on the hub, and huggingface_hub is not installed.
+        CheckpointError: as :func:`load_model`; or the hub has no such model, or cannot be reached.
+    """
+    if hub.is_id(folder):
+        folder = hub.fetch(str(folder), revision=revision)
     return load_model(folder, **options).method
 
 

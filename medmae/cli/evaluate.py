@@ -16,6 +16,7 @@ import typer
 
 from medmae.core.errors import DataError, UsageError
 
+from . import evaluate_table
 from .console import emit, emit_json, flags, say
 from .evaluate_segment import segment
 from .label_curve import label_curve
@@ -34,6 +35,8 @@ PARTS = ("train", "val", "test", "all")
 
 app.callback(invoke_without_command=True)(label_curve)
 app.command()(segment)
+app.command()(evaluate_table.classify)
+app.command()(evaluate_table.survive)
 
 
 @app.command()

@@ -85,7 +85,7 @@ def run(
     made and in which units. Outside the foreground it holds 0 (or its darkest foreground value, where that is below
     0). It is marked as synthetic in its header and must not be used for diagnosis.
     """
-    named = _inputs({"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}, input_ or [])
+    named = named_inputs({"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}, input_ or [])
     targets = _targets(target)
     if units is not None and units not in UNITS:
         raise UsageError(f"--units must be {' or '.join(UNITS)}, not {units!r}")
@@ -249,7 +249,7 @@ def _canonical(name: str) -> str:
         raise UsageError(str(error)) from error
 
 
-def _inputs(options: Mapping[str, Path | None], others: Sequence[str]) -> dict[str, Path]:
+def named_inputs(options: Mapping[str, Path | None], others: Sequence[str]) -> dict[str, Path]:
     """Files by sequence, in the order of the options."""
     named = {name: path for name, path in options.items() if path is not None}
     for entry in others:

@@ -7,8 +7,12 @@ published BM-MAE decays everything; ``decay_all`` reproduces it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
+
+from medmae.core.pace import STEADY, Pace
 
 NORMS = ("norm",)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
@@ -30,25 +34,29 @@ def decays(owner: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 def parameter_groups(
     method: nn.Module, *, weight_decay: float | int, decay_all: bool = False
 ) -> list[dict[str, object]]:
-    """Two groups of trainable parameters, decayed and not, in the order of the method; a shared parameter comes once.
+    """Groups of trainable parameters of one pace: decayed and not, in the order of the method; a shared parameter comes
+    once.
 
-    An empty group is left out. Parameters that do not require a gradient (teachers) are never in.
+    Methods whose parameters all learn alike have two groups. An empty group is left out. Parameters that do not require
+    a gradient (teachers) are never in. Every group has its ``pace``, a :class:`medmae.core.pace.Pace`.
     """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    pace: Callable[[str], Pace] = getattr(method, "pace", lambda name: STEADY)
+    found: dict[tuple[Pace, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
-    for owner in method.modules():
+    for path, owner in method.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            (decayed if decay_all or decays(owner, name, parameter) else spared).append(parameter)
-    groups: list[dict[str, object]] = []
-    if decayed:
-        groups.append({"params": decayed, "weight_decay": weight_decay})
-    if spared:
-        groups.append({"params": spared, "weight_decay": 0.0})
-    return groups
+            spared = not (decay_all or decays(owner, name, parameter))
+            found.setdefault((pace(f"{path}.{name}" if path else name), spared), []).append(parameter)
+    order = list(dict.fromkeys(pace for pace, _ in found))
+    return [
+        {"params": found[pace, spared], "weight_decay": 0.0 if spared else weight_decay, "pace": pace}
+        for pace in order
+        for spared in (False, True)
+        if (pace, spared) in found
+    ]
 
 
 def adamw(

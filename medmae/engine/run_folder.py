@@ -148,16 +148,24 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def run_identity(
-    settings: TrainSettings, *, per_step: int, total: int, recipe: Mapping[str, Any], data: Mapping[str, Any]
+    settings: TrainSettings,
+    *,
+    per_step: int,
+    total: int,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, Any],
+    paced: bool = False,
 ) -> dict[str, Any]:
     """What must be equal for a resumed run to be the same run: decisive settings, method, data.
 
     The number of steps is part of it only where the learning rate depends on it. ``per_step`` is the number
     of samples in an optimizer step over all processes, so that the processes may change when batch and
-    accumulation make up for it.
+    accumulation make up for it. ``paced`` says that rates of the method depend on the length of the run.
     """
     s = settings
-    elastic = (s.schedule == "constant" or s.cosine_period is not None) and (s.warmup >= 1 or s.warmup == 0)
+    elastic = (
+        not paced and (s.schedule == "constant" or s.cosine_period is not None) and (s.warmup >= 1 or s.warmup == 0)
+    )
     train = s.decisive() | {"samples_per_step": per_step, "steps": None if elastic else total}
     identity: dict[str, Any] = plain({"train": train, "method": recipe.get("method"), "data": data})
     return identity

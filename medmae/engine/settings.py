@@ -48,7 +48,8 @@ class TrainSettings:
     micro-step; ``accumulate`` micro-steps make one optimizer step. ``warmup`` below 1 is a share of the run, otherwise
     counted in ``schedule_unit``s, as is ``cosine_period`` (None: the length of the run). ``validate_every``,
     ``checkpoint_every`` and ``picture_every`` count optimizer steps; 0 is never. None chooses: once an epoch, but at
-    most every 10 and at least every 1000 steps; ten times a run for pictures. ``keep`` is the number of trainer
+    most every 10 and at least every 1000 steps; ten times a run for pictures. ``patience`` is the number of validations
+    without a lower loss after which training stops (None: never). ``keep`` is the number of trainer
     checkpoints kept, ``ema`` the decay of the averaged weights (None: no average), ``clip`` the largest gradient norm
     (None: no clipping).
     """
@@ -80,6 +81,7 @@ class TrainSettings:
     checkpoint_every: int | None = None
     picture_every: int | None = None
     log_every: int = 10
+    patience: int | None = None
     keep: int = 2
     loggers: tuple[str, ...] = ()
 
@@ -103,6 +105,10 @@ class TrainSettings:
             return self.steps
         epochs = 100.0 if self.epochs is None else self.epochs
         return max(1, math.ceil(epochs * size / (self.batch * self.accumulate * world) - 1e-9))
+
+    def given_up(self, *, best_step: int, validated: int, every: int) -> bool:
+        """Whether ``patience`` validations, one every so many steps, came after the best without a lower loss."""
+        return bool(self.patience and every and best_step and validated - best_step >= self.patience * every)
 
     def every(self, which: str, *, per_epoch: float | int, total: int) -> int:
         """Optimizer steps between two events: ``which`` is validate, checkpoint or picture; 0 means never."""
@@ -180,7 +186,7 @@ def _wrong_values(s: TrainSettings) -> list[str]:
         s.steps is None or s.epochs is None,
         f"steps ({s.steps}) and epochs ({s.epochs}) are both given: choose one.",
     )
-    for name in ("steps", "batch", "accumulate", "log_every", "keep"):
+    for name in ("steps", "batch", "accumulate", "log_every", "keep", "patience"):
         value = getattr(s, name)
         need(value is None or value >= 1, f"{name} = {value}: must be at least 1.")
     for name in (

@@ -174,11 +174,12 @@ class _Trainer:
             total=self.total,
             recipe=recipe,
             data=self.source.describe(),
+            paced=any(not group["pace"].constant for group in self.optimizer.param_groups),
         )
         self._resume(identity)
-        if self.team.main and self.run.done and self.step >= self.total:
+        if self.team.main and self.run.done and self._over():
             self.say(f"The run is already complete ({self.step} steps).")
-        if self.team.share(self.run.done) and self.step >= self.total:
+        if self.team.share(self.run.done) and self._over():
             return Result(self.step, self.best, self.run.path)
         self.journal = self._open(recipe, manifest=manifest)
         validate, checkpoint, picture = (
@@ -199,7 +200,7 @@ class _Trainer:
             if self.validated < self.step and _due(self.step, validate, self.total):
                 self._validate(signals)
                 self._checkpoint(identity)
-            while self.step < self.total:
+            while not self._over():
                 self._step(stream)
                 bar.step(self.step)
                 if _due(self.step, self.settings.log_every, self.total) or _due(self.step, validate, self.total):
@@ -207,12 +208,12 @@ class _Trainer:
                 if _due(self.step, validate, self.total):
                     self._validate(signals)
                 wish = self.team.anyone(signals.wish)
-                if wish != GO_ON or _due(self.step, checkpoint, self.total) or self.step == self.total:
+                if wish != GO_ON or _due(self.step, checkpoint, self.total) or self._over():
                     self._flush(bar)
                     self._checkpoint(identity)
                 if wish != GO_ON:
                     stop(wish, step=self.step, total=self.total, say=self.say)
-                if on_picture and self.step < self.total and _due(self.step, picture, self.total):
+                if on_picture and not self._over() and _due(self.step, picture, self.total):
                     self._picture(on_picture)
             if on_picture:
                 self._picture(on_picture)
@@ -224,7 +225,7 @@ class _Trainer:
         s = self.settings
         rate = s.lr * lr_factor(s, self.step, total=self.total, per_epoch=self.per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["pace"].at(self.step / self.total)
         names: list[str] = []
         seen: Tensor | None = None
         self.wrapped.train()
@@ -300,6 +301,11 @@ class _Trainer:
         self.validated = self.step
         self.since += time.perf_counter() - began  # throughput is that of training
 
+    def _over(self) -> bool:
+        every = self.settings.every("validate", per_epoch=self.per_epoch, total=self.total)
+        moments = {"best_step": self.best_step, "validated": self.validated}
+        return self.step >= self.total or self.settings.given_up(every=every, **moments)
+
     def _note_validation(self, losses: dict[str, float]) -> None:
         loss = sum(losses.values())
         epoch = self.step * self.per_step // self.source.size
@@ -349,7 +355,8 @@ class _Trainer:
                 self._save(self.run.last_model, averaged=True)
         if self.team.main:
             best = f"; lowest validation loss {self.best:.6g} at step {self.best_step}" if self.best is not None else ""
-            self.say(f"Done: {self.step} steps{best}.")
+            early = " (stopped early)" if self.step < self.total else ""
+            self.say(f"Done: {self.step} steps{early}{best}.")
             if on_end is not None:
                 careful(on_end, what="the report", say=self.say, note=self.run.note)
             self.run.finish({"steps": self.step, "best": self.best, "best_step": self.best_step})

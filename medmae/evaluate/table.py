@@ -23,6 +23,7 @@ from .statistics import Cell
 _COLORS = {"model": "#c8102e", "linear": "#1f4e79", "best single": "#5b9bd5", "mean": "#a6a6a6"}
 _LABELS = {
     "psnr": "PSNR (dB)", "ssim": "SSIM", "mae": "MAE", "r2": "R²", "dice": "Dice", "hd95": "HD95 (mm)", "nsd": "NSD",
+    "auc": "AUC", "ap": "average precision", "balanced_accuracy": "balanced accuracy", "c_index": "C-index",
 }  # fmt: skip
 
 
