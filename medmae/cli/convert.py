@@ -9,7 +9,9 @@ import typer
 
 
 def run(
-    layout: Annotated[str, typer.Argument(help="bm_mae, nnssl (also OpenMind, nnU-Net), or to_nnssl.")],
+    layout: Annotated[
+        str, typer.Argument(help="bm_mae, nnssl (also OpenMind, nnU-Net), inflate (2-D ViT), or to_nnssl.")
+    ],
     file: Annotated[Path, typer.Argument(help="Weights: a .pth or safetensors file; for to_nnssl a model folder.")],
     out: Annotated[Path, typer.Option("--out", help="Model folder to write; for to_nnssl a file.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in an existing folder.")] = False,
@@ -17,8 +19,16 @@ def run(
         bool, typer.Option("--strict/--no-strict", help="Refuse a file of which a tensor is missing or left over.")
     ] = True,
     sequence: Annotated[
-        str | None, typer.Option("--sequence", help="nnssl only: what the channels are, such as t1n or t1n,t2w.")
+        str | None, typer.Option("--sequence", help="nnssl, inflate: what the channels are, such as t1n or t1n,t2w.")
     ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="inflate only: bm_mae (default) or eva_mae.")] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="inflate only: scale the file must fit; else read off it.")
+    ] = None,
+    inflation: Annotated[
+        str | None, typer.Option("--inflation", help="inflate only: average (default) or center, over the third axis.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option("--heads", min=1, help="inflate only: attention heads.")] = None,
 ) -> None:
     """Convert a published checkpoint into a model folder, or back; nothing in the file is executed."""
     import importlib
@@ -29,9 +39,12 @@ def run(
 
     converter = importlib.import_module(f"medmae.convert.{check_name(layout)}")
     say(f"License of these weights: {converter.LICENSE}. {converter.NOTICE}")
-    options = {} if sequence is None else {"sequence": sequence}
-    if options and layout != "nnssl":
-        raise UsageError(f"--sequence is for nnssl; the layout {layout} names its own sequences")
+    given = {"sequence": sequence, "method": method, "scale": scale, "inflation": inflation, "heads": heads}
+    options = {name: value for name, value in given.items() if value is not None}
+    takes = {"nnssl": {"sequence"}, "inflate": set(given)}.get(layout, set())
+    if wrong := [name for name in options if name not in takes]:
+        why = "the layout names its own sequences" if wrong == ["sequence"] else "they are for inflate"
+        raise UsageError(f"{layout} takes no {', '.join('--' + name for name in wrong)}: {why}")
     converted = converter.convert(file, strict=strict, **options)
     say(str(converted.report))
     folder = converter.save(converted, out, overwrite=overwrite)

@@ -97,10 +97,10 @@ def stack(visible: Tokens, full: TokenLayout, modalities: int) -> tuple[Tokens, 
     exists, cube = layout.exists, layout.id.remainder(n)
     spare = torch.where(exists, cube, n)
     marks = torch.zeros(b, n + 1, dtype=torch.long, device=cube.device).scatter(1, spare, 1)[:, :n]
-    count = marks.sum(1)
     if torch.compiler.is_compiling():  # the exact number would break the graph: the rest is padding
         k, ragged = min(v, n), True
     else:
+        count = marks.sum(1)
         k = int(count.max()) if b else 0
         ragged = bool((count < k).any())
     rank = marks.cumsum(1) - 1  # of a visible cube among the visible ones; a sort would not translate to ONNX

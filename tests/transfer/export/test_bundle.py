@@ -20,7 +20,7 @@ from medmae.transfer.backbone import Backbone, volume_features
 from medmae.transfer.export.bundle import check_plain, verify_bundle
 
 sys.path.insert(0, str(Path(__file__).parent))
-from folders import PREPROCESS, save
+from exported_models import PREPROCESS, save
 
 
 def image(path: Path, seed: int) -> Path:

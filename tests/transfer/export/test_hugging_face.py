@@ -17,7 +17,7 @@ from medmae.cli import main
 from medmae.core.errors import CheckpointError, MissingDependency
 
 sys.path.insert(0, str(Path(__file__).parent))
-from folders import save
+from exported_models import save
 
 
 class PlayedHub:
@@ -138,6 +138,14 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         from_pretrained("org/name")
     with pytest.raises(CheckpointError, match="does not exist"):
         from_pretrained("runs/brats/model")  # no name on the hub: no question to it
+
+
+def test_the_real_package_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="could not be fetched from the Hugging Face hub: the hub cannot be"):
+        from_pretrained("org/name")
 
 
 def test_folders_come_before_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

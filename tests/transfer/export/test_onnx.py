@@ -22,7 +22,7 @@ from medmae.transfer.export.network import FeatureNetwork
 from medmae.transfer.export.onnx_file import write_onnx
 
 sys.path.insert(0, str(Path(__file__).parent))
-from folders import save
+from exported_models import save
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -120,7 +120,7 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatc
             return (x,)
 
     ask = {"example": lambda n: (torch.zeros(n, 2),), "inputs": ("x",), "outputs": ("y",), "about": {}}
-    with pytest.raises(CheckpointError, match="y by 0.0002"):
+    with pytest.raises(CheckpointError, match=r"y by 0\.0002"):
         write_onnx(Same(), tmp_path / "x.onnx", **ask)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Session, "run", lambda self, _, given: [given["x"] * float("nan")])
