@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bm_mae_setups import TUNED
-
-ROOT = Path(__file__).resolve().parents[1]
+from turns import ROOT, Worker
 
 
 @dataclass(frozen=True)
@@ -196,34 +194,10 @@ def facts(setup: Setup, method: Any, run: Callable[[], None]) -> dict[str, float
 # --- all of them --------------------------------------------------------------------------------------------------
 
 
-class Worker:
+def worker_of(setup: Setup) -> Worker:
     """A process that runs one configuration, one pass at a time."""
-
-    def __init__(self, setup: Setup) -> None:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "LD_PRELOAD"}
-        clean |= {"OMP_NUM_THREADS": str(setup.threads), "PYTHONWARNINGS": "ignore"} | TUNED
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(asdict(setup))]
-        self.setup = setup
-        self.process = subprocess.Popen(command, env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
-
-    def ask(self, what: str) -> dict[str, float]:
-        """One pass (``pass``), or the ``facts``."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(f"the worker of {self.setup} ended with exit code {self.process.wait()}; see above")
+    command = [str(Path(__file__).resolve()), "--worker", json.dumps(asdict(setup))]
+    return Worker(setup, command, threads=setup.threads, variables=TUNED)
 
 
 @dataclass(frozen=True)
@@ -244,7 +218,7 @@ def measure(setups: list[Setup], *, turns: int, warm: int) -> dict[Setup, Measur
     found: dict[Setup, Measured] = {}
     groups = [list(group) for _, group in itertools.groupby(setups, key=lambda s: s.group)]
     for number, group in enumerate(groups, 1):
-        workers = [Worker(setup) for setup in group]
+        workers = [worker_of(setup) for setup in group]
         seconds: dict[Setup, list[float]] = {setup: [] for setup in group}
         for turn in range(warm + turns):
             for worker in workers:

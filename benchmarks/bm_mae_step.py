@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -25,43 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from bm_mae_setups import ATTRIBUTION, GOALS, GROUPS, MEMORY, TUNED, Setup
+from turns import ROOT, Worker
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-class Worker:
+def worker_of(setup: Setup, threads: int) -> Worker:
     """A process that runs one configuration, one step at a time."""
-
-    def __init__(self, setup: Setup, threads: int) -> None:
-        ours = ("GLIBC_TUNABLES", "LD_PRELOAD")
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k not in ours}
-        clean |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-        clean |= TUNED if setup.allocator == "tuned" else {}
-        worker = Path(__file__).resolve().with_name("bm_mae_worker.py")
-        command = [sys.executable, str(worker), json.dumps(asdict(setup)), str(threads)]
-        self.setup = setup
-        self.process = subprocess.Popen(command, env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
-
-    def step(self) -> dict[str, float]:
-        """One step; its times, page faults, peak memory and loss."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(
-            f"the worker of {self.setup.key} ended with exit code {self.process.wait()}; its error is above"
-        )
+    script = str(Path(__file__).resolve().with_name("bm_mae_worker.py"))
+    variables = TUNED if setup.allocator == "tuned" else {}
+    return Worker(setup, [script, json.dumps(asdict(setup)), str(threads)], threads=threads, variables=variables)
 
 
 def product_rate(dtype: str, threads: int, clock: str) -> float:
@@ -120,10 +90,10 @@ def measure(
     peak: dict[str, float] = {}
     rates: dict[str, list[float]] = {"float32": [], "bfloat16": [], "library": []}
     for number, group in enumerate(groups, 1):
-        workers = [Worker(setup, threads) for setup in group]
+        workers = [worker_of(setup, threads) for setup in group]
         for turn in range(warm + turns):
             for worker in workers:
-                result = worker.step()
+                result = worker.ask()
                 place = f"group {number}/{len(groups)} turn {turn + 1}/{warm + turns}"
                 say(f"{place} {worker.setup.key}: {result[clock]:.2f} s")
                 if turn >= warm:

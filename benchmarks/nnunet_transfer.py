@@ -1,6 +1,6 @@
 """Is pre-training worth it inside nnU-Net? Five starts, one plan, one split, one schedule.
 
-    python benchmarks/nnunet_transfer.py --work FOLDER [--jobs 2] [--quick] [--out FILE]
+    python benchmarks/nnunet_transfer.py --work FOLDER [--jobs 2] [--real FOLDER] [--quick] [--out FILE]
 
 On synthetic patients: 40 without labels to pre-train on, 20 with labels to train on, 2 to validate, 16 to test. A
 tiny residual encoder U-Net is trained inside nnU-Net from random weights and from the weights of three methods (SparK
@@ -200,6 +200,54 @@ def run_job(work: Path, arm: str, count: int, seed: int, quick: bool) -> None:
     (place / "result.json").write_text(json.dumps(result))
 
 
+def on_real(work: Path, real: Path) -> str:
+    """The networks of the larger training sets on real patients with two of the four sequences, and their table.
+
+    Placeholders stand for the other two. Labels as in BraTS 2013: 1 necrosis, 2 edema, 3 non-enhancing, 4 enhancing.
+    """
+    import numpy as np
+
+    from medmae.data.labels import read_label
+    from medmae.evaluate.segmentation import Target, overlap
+    from medmae.transfer.nnunet.folders import Folders
+    from medmae.transfer.nnunet.prediction import predict
+
+    folders = Folders.use(work / "nnunet")
+    channels = {"t1n": 0, "t1c": 1, "t2w": 2, "t2f": 3}
+    cases = sorted(path for path in real.glob("brats13_*") if (path / "seg.nii.gz").is_file())
+    for case in cases:
+        for name, number in channels.items():
+            if (case / f"{name}.nii.gz").is_file():
+                link(case / f"{name}.nii.gz", work / "real" / f"{case.name}_{number:04d}.nii.gz")
+    targets = (
+        Target("whole", (1, 2, 3, 4), (1, 2, 3)),
+        Target("core", (1, 3, 4), (1, 3)),
+        Target("enhancing", (4,), (3,)),
+    )
+    count = max(LABELED)
+    lines = [f"| start, {count} labeled synthetic patients | whole tumor | core | enhancing |", "|---|---:|---:|---:|"]
+    for arm in ARMS:
+        scores: dict[str, list[float]] = {target.name: [] for target in targets}
+        for seed in SEEDS:
+            place = work / "jobs" / f"{arm}-{count}-{seed}"
+            model = next(place.glob("results/*/*/plans.json")).parent
+            found = predict(model, folders=folders, images=work / "real", out=place / "real", device="cpu",
+                            mirror=False, overwrite=True)  # fmt: skip
+            for case, file in zip(cases, sorted(found.files), strict=True):
+                truth = read_label(case / "seg.nii.gz", {v: v for v in range(5)})
+                guess = read_label(file, {v: v for v in range(4)})[1]
+                spacing = tuple(float(np.linalg.norm(truth[0].affine[:3, k])) for k in range(3))
+                for target in targets:
+                    masks = np.isin(guess, target.prediction), np.isin(truth[1], target.reference)
+                    scores[target.name].append(overlap(*masks, spacing=spacing)["dice"])
+        shown = " | ".join(f"{np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for v in scores.values())
+        lines.append(f"| {arm} | {shown} |")
+    return (
+        f"On {len(cases)} real patients (BraTS 2013, 2 mm, t1c and t2f only, placeholders for t1n and t2w); mean Dice "
+        f"over seeds and patients, and the range:\n\n" + "\n".join(lines)
+    )
+
+
 def jobs() -> Iterable[tuple[str, int, int]]:
     return [(arm, count, seed) for count in LABELED for seed in SEEDS for arm in ARMS]
 
@@ -233,6 +281,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="only to see that it runs")
+    parser.add_argument("--real", type=Path, help="folder of BraTS-2013 cases (brats13_*/) to test on as well")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -269,6 +318,8 @@ def main() -> None:
         f"seeds {SEEDS}, {TEST} test patients; Dice is the mean of whole tumor, core and enhancing.\n\n"
         f"{table(given.work)}\n"
     )
+    if given.real:
+        text += f"\n{on_real(given.work, given.real)}\n"
     print(text)
     if given.out:
         given.out.write_text(text)
