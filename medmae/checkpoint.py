@@ -42,8 +42,8 @@ class LoadReport:
         missing: names the network has and the file lacks.
         unused: names the file has and the network lacks.
         resized: names whose shapes differ, with both shapes.
-        fresh: missing names that were expected to be missing (a sequence that was added).
-        dropped: unused names that were expected to be unused (a sequence that was left out).
+        fresh: missing names that were expected to be missing (a sequence that was added); ``name[sequence]``: a slice.
+        dropped: unused names that were expected to be unused (a sequence that was left out), slices too.
     """
 
     used: tuple[str, ...] = ()
@@ -87,7 +87,8 @@ def load_state(
         state: tensors by name.
         strict: refuse any difference.
         before: sequences of the file, where they differ from those of the network.
-        after: sequences of the network. What belongs to a sequence that came or went may be missing or unused.
+        after: sequences of the network. What belongs to a sequence that came or went may be missing or unused; tensors
+            with one slice per sequence are put together by name.
 
     Raises:
         CheckpointError: strict, and a tensor is missing, unused or of another shape; the message names them.
@@ -95,6 +96,8 @@ def load_state(
     own = module.state_dict()
     alias = first_names(own)
     state = {**{k: state[alias[k]] for k in own if k not in state and alias[k] in state}, **state}
+    sliced = _sliced(module, state, before, after) if tuple(before) != tuple(after) else {}
+    state = {**state, **sliced}
     shared = [k for k in own if k in state]
     used = [k for k in shared if state[k].shape == own[k].shape]
     resized = [f"{k} {tuple(state[k].shape)} -> {tuple(own[k].shape)}" for k in shared if k not in set(used)]
@@ -103,13 +106,15 @@ def load_state(
     expected = [k for k in new if _belongs(k, set(after) - kept, kept, used_names)]
     left = [k for k in state if k not in own]
     dropped = [k for k in left if _belongs(k, set(before) - kept, kept, used_names)]
+    came = [f"{k}[{name}]" for k in sliced for name in after if name not in kept]
+    went = [f"{k}[{name}]" for k in sliced for name in before if name not in kept]
     report = LoadReport(
         used=tuple(used),
         missing=tuple(k for k in new if k not in expected),
         unused=tuple(k for k in left if k not in dropped),
         resized=tuple(resized),
-        fresh=tuple(expected),
-        dropped=tuple(dropped),
+        fresh=(*expected, *came),
+        dropped=(*dropped, *went),
     )
     if strict and (report.missing or report.unused or report.resized):
         raise CheckpointError(f"the checkpoint does not fit this network: {report}")
@@ -117,6 +122,28 @@ def load_state(
         for name in used:
             own[name].copy_(state[name])
     return report
+
+
+def _sliced(
+    module: nn.Module, state: Mapping[str, Tensor], before: Sequence[str], after: Sequence[str]
+) -> dict[str, Tensor]:
+    """Tensors with one slice per sequence, in the order of the network; a sequence the file lacks keeps its own."""
+    axes: dict[int, int] = {}
+    for part in module.modules():
+        stacked: Any = getattr(part, "stacked", list)
+        axes |= {id(values): axis for values, axis in stacked()}
+    place = {name: i for i, name in enumerate(before)}
+    found = {}
+    for name, values in module.named_parameters(remove_duplicate=False):
+        axis, old = axes.get(id(values)), state.get(name)
+        if axis is None or old is None or old.ndim != values.ndim or old.shape[axis] != len(before):
+            continue
+        if [n for i, n in enumerate(old.shape) if i != axis] == [n for i, n in enumerate(values.shape) if i != axis]:
+            found[name] = values.detach().clone()
+            for i, sequence in enumerate(after):
+                if sequence in place:
+                    found[name].select(axis, i).copy_(old.select(axis, place[sequence]))
+    return found
 
 
 def first_names(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -60,8 +60,8 @@ def _keep(existing: Int[Tensor, b * g], ratio: float) -> Int[Tensor, b * g]:
 
 
 def _check_ratio(value: float, name: str = "ratio") -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), not {value}")
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), not {value!r}")
 
 
 # --- budgets ------------------------------------------------------------------------------------------------------
@@ -114,6 +114,8 @@ def ratio_per_modality(value: float | tuple[float, float], *, modalities: int, c
         complete: probability that a subset of the modalities of a sample, uniform over the proper non-empty ones, is
             hidden whole and the rest shown whole instead: the situation in which a missing one is reconstructed.
     """
+    if isinstance(value, tuple) and len(value) != 2:
+        raise ValueError(f"a range of mask ratios has two ends, not {len(value)}: {value}")
     low, high = value if isinstance(value, tuple) else (value, value)
     _check_ratio(low)
     _check_ratio(high)

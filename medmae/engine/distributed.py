@@ -71,6 +71,8 @@ class Processes:
             return wrapped
         from torch.distributed.fsdp import fully_shard
 
+        for parameter in method.parameters():  # which may be channels-last, and must be in rows to be sharded
+            parameter.data = parameter.data.contiguous()
         for block in blocks(method):
             fully_shard(block)
         fully_shard(method)

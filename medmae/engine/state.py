@@ -37,7 +37,7 @@ def collect(
         if parameter in optimizer.state:
             moments[name] = {k: whole(v) for k, v in optimizer.state[parameter].items() if isinstance(v, Tensor)}
     return {
-        "method": {n: whole(v) if isinstance(v, Tensor) else v for n, v in method.state_dict().items()},
+        "method": {n: whole(v) if isinstance(v, Tensor) else v for n, v in _own(method).items()},
         "optimizer": moments,
         "averages": None if averages is None else {n: whole(v) for n, v in averages.items()},
     }
@@ -50,7 +50,7 @@ def restore(
     averages: Mapping[str, Tensor] | None,
 ) -> None:
     """Put what :func:`collect` gathered back in place; :class:`CheckpointError` when names or shapes differ."""
-    present = method.state_dict()
+    present = _own(method)
     _same_names("method", present, state["method"])
     for name, value in present.items():
         if isinstance(value, Tensor):
@@ -73,6 +73,12 @@ def restore(
         _same_names("averages", averages, state["averages"] or {})
         for name, value in averages.items():
             put(state["averages"][name], value)
+
+
+def _own(method: nn.Module) -> dict[str, Any]:
+    """The state of a method, a tensor that is registered under several names under its first one only."""
+    own = {name for name, _ in method.named_parameters()} | {name for name, _ in method.named_buffers()}
+    return {n: v for n, v in method.state_dict().items() if n in own or not isinstance(v, Tensor)}
 
 
 def write_state(folder: Path, state: Mapping[str, Any], *, step: int, keep: int) -> Path:

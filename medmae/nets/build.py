@@ -77,12 +77,25 @@ def resenc(
         plain: stacked convolutions (``PlainConvUNet``) in place of residual blocks (``ResidualEncoderUNet``).
 
     Raises:
-        UsageError: the numbers of entries do not fit together, or an axis count that is not 2 or 3.
+        UsageError: the numbers of entries do not fit together, a number below 1, a kernel of an even edge, or an axis
+            count that is not 2 or 3.
     """
+    for name, edges in (("kernels", kernels), ("strides", strides)):
+        if not all(isinstance(entry, Sequence) for entry in edges):
+            raise UsageError(f"{name} has one list per stage with one entry per axis, not {list(edges)}")
+    flat = [("features", features), ("blocks", blocks), ("decoder_convs", decoder_convs)]
+    flat += [("kernels", [k for entry in kernels for k in entry]), ("strides", [s for entry in strides for s in entry])]
+    for name, values in flat:
+        if not all(isinstance(n, int) and n > 0 for n in values):
+            raise UsageError(f"{name} has whole numbers from 1 on, not {list(values)}")
+    if any(k % 2 == 0 for entry in kernels for k in entry):
+        raise UsageError(f"kernels need odd edges, or a convolution moves its voxels: not {list(kernels)}")
     stages = len(features)
     counts = {"blocks": len(blocks), "kernels": len(kernels), "strides": len(strides)}
-    if wrong := {name: n for name, n in counts.items() if n != stages} or stages < 2:
-        raise UsageError(f"features has {stages} stages (at least 2 are needed), and others differ: {wrong}")
+    if wrong := {name: n for name, n in counts.items() if n != stages}:
+        raise UsageError(f"features has {stages} stages, and others differ: {wrong}")
+    if stages < 2:
+        raise UsageError(f"features has {stages} stages, at least 2 are needed")
     if len(decoder_convs) != stages - 1:
         raise UsageError(f"decoder_convs has {len(decoder_convs)} entries, expected {stages - 1} for {stages} stages")
     axes = {len(entry) for entry in (*kernels, *strides)}

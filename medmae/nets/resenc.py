@@ -95,6 +95,14 @@ class CnnEncoder(nn.Module):
             self.stem = encoder.stem
         self.stages = encoder.stages
 
+    def stacked(self) -> list[tuple[Tensor, int]]:
+        """Parameters with one slice per sequence, in order, and the axis of the slices."""
+        if hasattr(self, "stems"):
+            return []
+        first: Any = self.stem if hasattr(self, "stem") else self.stages
+        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        return [(next(layer.weight for layer in first.modules() if isinstance(layer, kinds)), 1)]
+
     def features(self, image: Float[Tensor, "b m *size"], shown: Bool[Tensor, "b m n"]) -> tuple[Tensor, ...]:
         """Maps of every level, fine to coarse, of any image; ``shown`` matters to per-sequence stems only."""
         x = image
@@ -134,6 +142,10 @@ class CnnDecoder(nn.Module):
         self.stages, self.transpconvs, self.seg_layers = decoder.stages, decoder.transpconvs, decoder.seg_layers
         for unused in self.seg_layers[:-1]:  # heads of deep supervision: there is no target at lower resolution
             unused.requires_grad_(False)
+
+    def stacked(self) -> list[tuple[Tensor, int]]:
+        """Parameters with one slice per sequence, in order, and the axis of the slices."""
+        return [(values, 0) for layer in self.seg_layers for values in (layer.weight, layer.bias)]
 
     def image(self, levels: Sequence[Float[Tensor, "b _ ..."]]) -> Float[Tensor, "b m *size"]:
         """What the network shows for the maps of all levels."""

@@ -43,6 +43,10 @@ def test_plain_is_the_stock_plain_network_in_two_dimensions() -> None:
         ({"kernels": ((3, 3), (3, 3, 3))}, "axes"),
         ({"strides": ((2, 2, 2), (2, 2, 2))}, "full resolution"),
         ({"features": (4,), "blocks": (1,), "kernels": ((3, 3, 3),), "strides": ((1, 1, 1),)}, "at least 2"),
+        ({"kernels": ((1, 3, 3), (2, 3, 3))}, "odd edges"),
+        ({"strides": ((1, 1, 1), (0, 2, 2))}, "strides has whole numbers"),
+        ({"features": (4, 0)}, "features has whole numbers"),
+        ({"decoder_convs": (0,)}, "decoder_convs has whole numbers"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(change: dict[str, object], word: str) -> None:

@@ -109,3 +109,31 @@ def test_sequences_can_be_hidden_whole_so_that_missing_ones_are_learned() -> Non
         assert set(per.tolist()) == {0, n}
         whole += 1
     assert 15 <= whole <= 45
+
+
+@pytest.mark.parametrize("options", [{}, {"plain": True}, {"stem": "per_modality"}])
+def test_channels_are_loaded_by_the_names_of_their_sequences(tmp_path: Path, options: dict) -> None:
+    torch.manual_seed(0)
+    recipe = FOUND.recipe(scale="test", sequences=["t1n", "t2w"], **options)
+    method = FOUND.build(**recipe).eval()
+    save_model(tmp_path, method, name="resenc_mae", recipe=recipe)
+    batch = example_batch(method)
+    kept = float(method(batch)["reconstruction"].detach())
+    turned = load_model(tmp_path, sequences=("t2w", "t1n")).method
+    assert float(turned(batch)["reconstruction"].detach()) == pytest.approx(kept, rel=1e-5)
+
+    larger = load_model(tmp_path, sequences=("t2f", "t2w", "t1n"))
+    stem, head = next(larger.method.encoder.parameters()), larger.method.decoder.seg_layers[-1].weight
+    old = next(method.encoder.parameters())
+    if not options.get("stem"):
+        assert torch.equal(stem[:, 1], old[:, 1])
+        assert torch.equal(stem[:, 2], old[:, 0])
+        assert not torch.equal(stem[:, 0], old[:, 0])
+    assert torch.equal(head[[2, 1]], method.decoder.seg_layers[-1].weight)
+    assert "decoder.seg_layers.1.weight[t2f]" in larger.report.fresh
+
+    other = load_model(tmp_path, sequences=("t1n", "t1c")).report  # as many, but not the same
+    assert "decoder.seg_layers.1.weight[t1c]" in other.fresh
+    assert "decoder.seg_layers.1.weight[t2w]" in other.dropped
+    fewer = load_model(tmp_path, sequences=("t2w",)).method
+    assert torch.equal(fewer.decoder.seg_layers[-1].weight[0], method.decoder.seg_layers[-1].weight[1])

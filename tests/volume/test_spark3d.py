@@ -11,6 +11,7 @@ import torch
 from medmae.core.errors import UsageError
 from medmae.core.grid import Grid
 from medmae.core.tokens import MaskPlan
+from medmae.engine.distributed import blocks
 from medmae.find import find
 from medmae.nets.build import resenc
 from medmae.nets.sparse import Blocks, Masked
@@ -180,3 +181,22 @@ def test_sequences_can_be_hidden_whole_where_all_cubes_are_decoded() -> None:
     assert bool(method(batch)["reconstruction"].isfinite())
     with pytest.raises(UsageError, match="complete must be 0"):
         find("spark3d").build(scale="test", complete=0.5, decode=0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"decode": 0.5}])
+def test_a_batch_in_which_nothing_is_visible_is_one_function_too(options: dict[str, Any]) -> None:
+    """So high a ratio that not one of the cubes is left."""
+    losses = []
+    for execution in ("block", "masked"):
+        method = awake(build(execution=execution, mask_ratio=0.99, **options))
+        loss = total_loss(method(example_batch(method)))
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_only_modules_that_are_called_may_be_sharded_one_by_one() -> None:
+    """Stages are walked over: what gathers the pieces of a sharded module would never run."""
+    method = build()
+    assert all(type(block).__name__ == "Densify" for block in blocks(method))

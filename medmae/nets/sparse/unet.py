@@ -103,7 +103,8 @@ class SparseEncoder(CnnEncoder):
     def _start(self, visible: Tokens) -> tuple[Execution, Tensor]:
         """An execution over the visible cubes, and the input in its form."""
         cells = Cells(cells_of(visible.layout, self.grid), self.grid.patch)
-        if self.execution == "block" and not torch.compiler.is_compiling():
+        block = self.execution == "block" and not torch.compiler.is_compiling()
+        if block and cells.level((1,) * len(self.grid.size)).blocks:  # where no cube is visible there are no rows
             return Blocks(cells), rows_of(visible, cells, self.grid, len(self.names))
         return Masked(cells), paint(visible, self.grid, len(self.names))[0]
 
@@ -198,6 +199,7 @@ class SparseDecoder(CnnDecoder):
         if densify not in DENSIFY:
             raise UsageError(f"densify must be one of {', '.join(DENSIFY)}, not {densify!r}")
         check(self.stages, self.transpconvs)
+        self.stages = nn.Sequential(*self.stages)  # walked over and never called: nothing to shard one by one
         self.everywhere, self.recompute = everywhere, False
         self.densify = nn.ModuleList(
             Densify(width, tuple(kernel), kind=densify if i else "token")
