@@ -124,6 +124,16 @@ def test_shipped_configs(name: str) -> None:
         assert plan.recipe["reduce"] == "sum"
 
 
+def test_shipped_config_of_resenc_mae() -> None:
+    from medmae.cli.pretrain import make_plan
+
+    path = Path(__file__).parents[1] / "configs" / "resenc_mae.yaml"
+    plan = make_plan([("resenc_mae", load_config(path))])
+    assert plan.name == "resenc_mae"
+    assert plan.recipe["size"] == [128, 128, 128]
+    assert plan.train.precision == "bf16"
+
+
 def test_plan_layers() -> None:
     from medmae.cli.pretrain import make_plan
 

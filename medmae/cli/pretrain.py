@@ -19,6 +19,8 @@ import typer
 
 from medmae.cli.console import detail, emit_json, flags, main_process, say
 from medmae.cli.pretrain_checks import check_sequences, wrong_data
+from medmae.cli.pretrain_kinds import Stacked, count_channels, for_volumes, stacks
+from medmae.cli.pretrain_plans import find_data, from_plans, names_dataset, next_command, opened
 
 if TYPE_CHECKING:
     from medmae.core.method import Method
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 # What the "data" section may hold beside augmentation and artifacts, whose keys are those of their classes.
 DATA = {
     "path": None,  # spec file, or folder or list that --data takes
+    "plans": None,  # nnU-Net's plans that the settings below come from, and its configuration
+    "configuration": None,
+    "preprocess": None,  # what replaces the spec's own words under preprocess
+    "split": None,  # and under split
+    "unlabeled": None,  # of an nnU-Net folder: use imagesTs too; None: as the spec says
     "require": None,  # smallest number of sequences a case must have; None: as the spec says
     "tier": "disk",  # where crops are read from: disk, memory, device
     "cache": None,  # folder of prepared cases; None: the user's cache
@@ -74,6 +81,14 @@ def run(
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable: train.lr=1e-4.")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this model folder.")] = None,
+    plans: Annotated[
+        str | None, typer.Option(help="nnU-Net plans (name or file): network, window, spacing, scaling follow them.")
+    ] = None,
+    configuration: Annotated[str, typer.Option(help="Which configuration of --plans.")] = "3d_fullres",
+    nnunet_root: Annotated[
+        Path | None,
+        typer.Option(help="Folder of nnUNet_raw and nnUNet_preprocessed (the environment, else ./nnunet)."),
+    ] = None,
 ) -> None:
     """Pre-train a method on a cohort; patients may lack sequences."""
     from medmae.config import assignments, load_config
@@ -98,6 +113,11 @@ def run(
         layers.append((str(out / "config.yaml"), load_config(out / "config.yaml")))
     if config is not None:
         layers.append((str(config), load_config(config)))
+    if plans is not None:
+        planned = from_plans(plans, layers, given, configuration=configuration, root=nnunet_root)
+        layers.append((f"--plans {plans}", planned))
+    elif data is not None and not Path(data).exists() and names_dataset(data):
+        given["data"]["path"] = str(find_data(data, root=nnunet_root))
     layers.append(("command line", {k: {n: v for n, v in part.items() if v is not None} for k, part in given.items()}))
     layers.append(("--set", assignments(set_ or [])))
     plan = make_plan(layers, init=init)
@@ -118,6 +138,7 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
     from medmae.core.errors import UsageError
     from medmae.data.artifacts import Artifacts
     from medmae.data.augment import Augmentation
+    from medmae.data.spec import Preprocess, Split
     from medmae.engine.settings import TrainSettings, train_settings
     from medmae.find import find
 
@@ -126,10 +147,7 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
     for _, layer in layers:
         train = layer.get("train") or {}
         if train.get("steps") is not None and "epochs" not in train:
-            train = {
-                **train,
-                "epochs": None,
-            }  # the later word on the length of the run replaces the earlier one
+            train = {**train, "epochs": None}  # the later word on the length of the run replaces the earlier one
         elif train.get("epochs") is not None and "steps" not in train:
             train = {**train, "steps": None}
         merged = merge(merged, {**layer, "train": train})
@@ -147,20 +165,21 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
             raise UsageError(f"method.{word} = {wanted[word]!r} is not a name.")
     name = wanted.pop("name", None) or "bm_mae"
     found = find(name)
-    if found.card.kind != "volume":
-        raise UsageError(f"{name} is a method for {found.card.kind} data; `medmae pretrain` reads 3-D cohorts.")
     known = {
         "method": {"name": None, "preset": None, "scale": None, **dict.fromkeys(found.recipe())},
         "data": {
             **DATA,
             "augmentation": dict.fromkeys(f.name for f in fields(Augmentation)),
             "artifacts": dict.fromkeys(f.name for f in fields(Artifacts)),
+            "preprocess": dict.fromkeys(Preprocess.model_fields),
+            "split": dict.fromkeys(Split.model_fields),
         },
         "train": dict.fromkeys(f.name for f in fields(TrainSettings)),
     }
     for origin_name, layer in layers:
         check(layer, known, origin=origin_name)
     recipe = found.recipe(**wanted)
+    recipe |= for_volumes(found, wanted, recipe)
     if "sequences" in recipe and "sequences" not in wanted:
         recipe["sequences"] = None
     data = merge(DATA, {"augmentation": asdict(Augmentation()), "artifacts": None}, merged.get("data") or {})
@@ -195,7 +214,6 @@ def start(
     from medmae.core.random import mix
     from medmae.data.artifacts import Artifacts
     from medmae.data.augment import Augmentation
-    from medmae.data.cohort import open_cohort
     from medmae.data.loader import VolumeSource
     from medmae.engine.allocator import keep_freed_memory
     from medmae.engine.distributed import Processes, leave
@@ -212,12 +230,19 @@ def start(
         )
     if main_process():
         check_listeners(settings.loggers)
-    cohort = open_cohort(data["path"], require=data["require"])
+    cohort = opened(data)
     if resume and out is not None and not (out / "config.yaml").exists():
         say(f"There is no run in {out} to resume: a new one starts.")
     recipe = dict(plan.recipe)
     if "sequences" in recipe and recipe["sequences"] is None:
         recipe["sequences"] = list(cohort.sequences)
+    found = find(plan.name)
+    if stacks(found, recipe):
+        recipe["channels"] = count_channels(recipe, cohort.sequences)
+        cohort = opened({**data, "require": len(cohort.sequences)})
+        say(
+            f"{plan.name} reads sequences as channels ({', '.join(cohort.sequences)}): cases that lack one are left out"
+        )
     check_sequences(recipe.get("sequences"), cohort.sequences)
     crop = _crop(recipe, data)
     out = out or Path("runs") / _folder_name(f"{cohort.spec.name}-{plan.name}")
@@ -228,10 +253,11 @@ def start(
         if team.device.type == "cpu":
             detail(keep_freed_memory())
         torch.manual_seed(mix(settings.seed, INIT))
-        method = find(plan.name).build(**recipe)
+        method = found.build(**recipe)
+        method.check_training(batch=settings.batch, world=team.world)
         for note in cohort.notes:
             say(note)
-        source = VolumeSource(
+        volumes = VolumeSource(
             cohort,
             size=crop,
             cache=data["cache"],
@@ -244,11 +270,12 @@ def start(
             foreground_share=data["foreground_share"],
             quiet=flags().quiet or not main_process(),
         )
-        for note in source.notes:
+        source = Stacked(volumes, entry=method.sequences[0]) if stacks(found, recipe) else volumes
+        for note in volumes.notes:
             say(note)
         if init is not None:
             say(f"Starting from {init}: {_initialize(method, init)}")
-        for line in summary(plan, cohort, method, crop=crop, present=source.present, world=team.world):
+        for line in summary(plan, cohort, method, crop=crop, present=volumes.present, world=team.world):
             say(line)
         say(f"  into      {out} ({team.device}, {settings.precision})")
 
@@ -274,7 +301,7 @@ def start(
             processes=team,
         )
         leave()
-        say(f"The model is in {out / 'model'}. Next: medmae reconstruct --checkpoint {out / 'model'} ...")
+        say(f"The model is in {out / 'model'}. Next: {next_command(method, out / 'model', data)}")
         return result
     except (Requeue, KeyboardInterrupt):
         leave()

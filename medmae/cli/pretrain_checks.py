@@ -23,6 +23,11 @@ def wrong_data(data: Mapping[str, Any], augmentation: Mapping[str, Any]) -> list
 
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "path": (lambda v: v is None or isinstance(v, str), "a path"),
+        "plans": (lambda v: v is None or isinstance(v, str), "a path"),
+        "configuration": (lambda v: v is None or isinstance(v, str), "a name"),
+        "preprocess": (lambda v: v is None or isinstance(v, Mapping), "a section"),
+        "split": (lambda v: v is None or isinstance(v, Mapping), "a section"),
+        "unlabeled": (lambda v: v is None or isinstance(v, bool), "true or false"),
         "require": (lambda v: v is None or whole(v), "a whole number"),
         "tier": (lambda v: isinstance(v, str), "disk, memory or device"),
         "cache": (lambda v: v is None or isinstance(v, str), "a path"),

@@ -47,6 +47,7 @@ def make_on_picture(
     from medmae.core.autoencoder import Autoencoder
 
     grid = getattr(getattr(method, "tokenizer", None), "grid", None)
+    orientation = str((source.describe().get("preprocess") or {}).get("orientation", "RAS"))
     if not isinstance(method, Autoencoder) or grid is None or len(grid.size) != 3 or grid.channels != 1:
         return None
     state: dict[str, Any] = {}
@@ -56,7 +57,7 @@ def make_on_picture(
         if not state:
             state["batch"] = _fixed_batch(source, device=device, seed=seed, samples=samples)
             state["known"] = _training_values(source, device=device, seed=seed)
-        draw(step, trained, state["batch"], state["known"], folder=Path(folder) / "qc")
+        draw(step, trained, state["batch"], state["known"], folder=Path(folder) / "qc", orientation=orientation)
 
     return on_picture
 
@@ -93,9 +94,18 @@ def _training_values(source: Source, *, device: Any, seed: int) -> Mapping[str, 
 
 
 def draw(
-    step: int, method: Any, batch: Mapping[str, Tensor], known: Mapping[str, tuple[Window, float]], *, folder: Path
+    step: int,
+    method: Any,
+    batch: Mapping[str, Tensor],
+    known: Mapping[str, tuple[Window, float]],
+    *,
+    folder: Path,
+    orientation: str = "RAS",
 ) -> None:
-    """One picture per sample of ``batch`` and one row of numbers, into ``folder``."""
+    """One picture per sample of ``batch`` and one row of numbers, into ``folder``.
+
+    ``orientation`` are the axis codes of the arrays; pictures are drawn upright whatever they are.
+    """
     from medmae.report.pictures import Strip, busiest, montage
     from medmae.volume.complete import preview
 
@@ -110,9 +120,12 @@ def draw(
             if present is not None and not bool(present[i, column]):
                 continue
             truth, shown, pasted, asked = (
-                part[name][i, 0].float().cpu().numpy() for part in (seen.truth, seen.visible, seen.pasted, seen.asked)
+                _upright(part[name][i, 0].float().cpu().numpy(), orientation)
+                for part in (seen.truth, seen.visible, seen.pasted, seen.asked)
             )
-            inside = np.ones(truth.shape, bool) if foreground is None else foreground[i, 0].cpu().numpy() > 0
+            inside = np.ones(truth.shape, bool)
+            if foreground is not None:
+                inside = _upright(foreground[i, 0].cpu().numpy(), orientation) > 0
             hidden = inside & (asked > 0)
             window, mean = known[name]
             if hidden.any() and not seen.normalized:
@@ -132,6 +145,13 @@ def draw(
             write_bytes(folder / f"step_{step:06d}_{i + 1}.png", png)
     if totals:
         _append(folder / QUALITY, _row(step, totals))
+
+
+def _upright(volume: np.ndarray, orientation: str) -> np.ndarray:
+    """The volume with its axes pointing right, forward and up, as the pictures take them."""
+    order = [next(i for i, code in enumerate(orientation) if code in pair) for pair in ("RL", "AP", "SI")]
+    backward = tuple(axis for axis, i in enumerate(order) if orientation[i] in "LPI")
+    return np.flip(volume.transpose(order), backward)
 
 
 def _row(step: int, totals: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -43,6 +43,14 @@ def estimate_foreground(array: Float[np.ndarray, "x y z"]) -> Bool[np.ndarray, "
     return mask
 
 
+def nonzero(arrays: Iterable[Float[np.ndarray, "x y z"]]) -> Bool[np.ndarray, "x y z"]:
+    """Where any sequence is not 0, with what that encloses: the foreground of programs for which 0 is background."""
+    from scipy import ndimage
+
+    mask = np.asarray(ndimage.binary_fill_holes(combine(array != 0 for array in arrays)), bool)
+    return mask if mask.any() else ~mask
+
+
 def combine(masks: Iterable[Bool[np.ndarray, "x y z"]]) -> Bool[np.ndarray, "x y z"]:
     """One foreground for a case: what any of its sequences shows (fields of view may be cut differently)."""
     result: np.ndarray | None = None

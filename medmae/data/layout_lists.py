@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medmae.core.sequences import canonical
+from medmae.core.sequences import canonical, squash
 from medmae.data.layouts import Entry, Listing, Namer, inside, printable, scan, stem
 from medmae.data.spec import Label, Spec
 from medmae.data.tables import read_rows
@@ -33,11 +33,17 @@ def read_json(path: Path) -> Any:
 
 
 def channel_names(about: Mapping[str, Any]) -> list[str]:
-    """Sequence names of a dataset.json in channel order (``channel_names`` of nnU-Net, ``modality`` of Decathlon)."""
+    """Sequence names of a dataset.json in channel order (``channel_names`` of nnU-Net, ``modality`` of Decathlon).
+
+    nnU-Net lets two channels have one name, as it knows them by number; here the number then joins the name.
+    """
     named = about.get("channel_names", about.get("modality"))
     if isinstance(named, Mapping):
-        return [str(named[key]) for key in sorted(named, key=lambda key: (len(str(key)), str(key)))]
-    return [str(name) for name in named] if isinstance(named, list) else []
+        names = [str(named[key]) for key in sorted(named, key=lambda key: (len(str(key)), str(key)))]
+    else:
+        names = [str(name) for name in named] if isinstance(named, list) else []
+    meant = [canonical(name) if squash(name) else name for name in names]
+    return [f"{n}_{i}" if meant.count(m) > 1 else n for i, (n, m) in enumerate(zip(names, meant, strict=True))]
 
 
 def label_of(about: Mapping[str, Any]) -> Label | None:
@@ -60,7 +66,10 @@ def label_of(about: Mapping[str, Any]) -> Label | None:
 
 
 def list_nnunet(spec: Spec, namer: Namer) -> Listing:
-    """``imagesTr/case_0000.nii.gz`` and ``labelsTr/case.nii.gz``, with the channels that dataset.json names."""
+    """``imagesTr/case_0000.nii.gz`` and ``labelsTr/case.nii.gz``, with the channels that dataset.json names.
+
+    With ``spec.unlabeled`` the cases of ``imagesTs`` too.
+    """
     listing = Listing()
     folder = spec.folder
     try:
@@ -72,6 +81,11 @@ def list_nnunet(spec: Spec, namer: Namer) -> Listing:
         listing.faults.append(f"{error}. An nnU-Net folder needs a dataset.json with channel_names and labels.")
         return listing
     channels = channel_names(about)
+    try:
+        gaps = _placeholders(folder)
+    except ValueError as error:
+        listing.faults.append(f"{error}. Remove it, or convert the data again.")
+        return listing
     ending = str(about.get("file_ending", ".nii.gz"))
     if stem(f"case{ending}") != "case":
         listing.faults.append(
@@ -79,22 +93,28 @@ def list_nnunet(spec: Spec, namer: Namer) -> Listing:
         )
         return listing
     expression = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})" + re.escape(ending), re.DOTALL)
-    for item in scan(folder / "imagesTr"):
-        match = expression.fullmatch(item.name)
-        if match is None:
-            listing.ignored[stem(item.name) or item.name] += 1
-            continue
-        number = match["channel"]
-        spelling = channels[int(number)] if int(number) < len(channels) else number
-        name = namer.resolve(number) if number in spec.aliases else namer.resolve(spelling)
-        if name is None:
-            listing.ignored[spelling] += 1
-            continue
-        listing.add(match["case"], name, spelling, Path(item.path))
-    for entry in listing.entries.values():
-        label = folder / "labelsTr" / f"{entry.key}{ending}"
-        entry.label = label if label.exists() else None
-    unused = len(scan(folder / "imagesTs"))
+    labeled: set[str] = set()
+    for images in ("imagesTr", *(("imagesTs",) if spec.unlabeled else ())):
+        for item in scan(folder / images):
+            match = expression.fullmatch(item.name)
+            if match is None:
+                listing.ignored[stem(item.name) or item.name] += 1
+                continue
+            number = match["channel"]
+            if int(number) in gaps.get(match["case"], ()):
+                continue
+            spelling = channels[int(number)] if int(number) < len(channels) else number
+            name = namer.resolve(number) if number in spec.aliases else namer.resolve(spelling)
+            if name is None:
+                listing.ignored[spelling] += 1
+                continue
+            key = f"{images}_{match['case']}" if match["case"] in labeled else match["case"]
+            listing.add(key, name, spelling, Path(item.path))
+        labeled = labeled or set(listing.entries)
+    for key in labeled:
+        label = folder / "labelsTr" / f"{key}{ending}"
+        listing.entries[key].label = label if label.exists() else None
+    unused = 0 if spec.unlabeled else len(scan(folder / "imagesTs"))
     if unused:
         listing.notes.append(
             f"imagesTs: {unused} file(s) left aside, so that a challenge's test cases are never trained on"
@@ -105,6 +125,19 @@ def list_nnunet(spec: Spec, namer: Namer) -> Listing:
             f"({', '.join(map(printable, channels))}) is one of {', '.join(spec.sequences)}. Map them in 'aliases'."
         )
     return listing
+
+
+def _placeholders(folder: Path) -> dict[str, set[int]]:
+    """Case -> channel numbers whose files are no images but close a gap, where a presence.json says so."""
+    path = folder / "presence.json"
+    if not path.is_file():
+        return {}
+    try:
+        record = read_json(path)
+        names = list(record["sequences"])
+        return {str(case): {i for i, n in enumerate(names) if n not in has} for case, has in record["cases"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no record of present sequences ({error})") from error
 
 
 def sections(about: Any) -> Iterator[tuple[str | None, list[Any]]]:

@@ -21,9 +21,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int16, Shaped, UInt8
 
 from medmae.core.errors import DataError, UsageError
-from medmae.data.foreground import bounding_box, combine, estimate_foreground, spread_points
+from medmae.data.foreground import bounding_box, combine, estimate_foreground, nonzero, spread_points
 from medmae.data.geometry import Affine, crop_affine, same_grid, to_model_grid, voxel_spacing
 from medmae.data.oddities import CONSTANT, label_values, oddity, voxel_hash
+from medmae.data.rules import Rule, keeps_background, scale_all
 
 CT_WINDOW = (-1000.0, 1000.0)  # Hounsfield units: air to dense bone; a spec's own window replaces it
 _NORMALIZE = ("zscore_foreground", "zscore", "none")
@@ -38,8 +39,9 @@ class SkippedCaseError(DataError):
 class PreprocessSettings:
     """How volumes are brought to the model's grid and scale; the same values at training and inference.
 
-    ``windows`` names sequences whose values are clipped to [low, high] and scaled to [0, 1] (CT); all others are
-    normalized as ``normalize`` says. ``margin`` is in millimeters.
+    ``windows`` names sequences whose values are clipped to [low, high] and scaled to [0, 1] (CT); ``rules`` those
+    scaled by a rule of their own, which goes before ``windows``; all others are normalized as ``normalize`` says.
+    ``margin`` is in millimeters.
     """
 
     orientation: str = "RAS"
@@ -50,11 +52,12 @@ class PreprocessSettings:
     normalize: str = "zscore_foreground"
     windows: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     on_mismatch: str = "error"
+    rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, legal in (
             ("crop", self.crop, ("foreground", "none")),
-            ("foreground", self.foreground, ("auto", "all")),
+            ("foreground", self.foreground, ("auto", "all", "nonzero")),
             ("normalize", self.normalize, _NORMALIZE),
             ("on_mismatch", self.on_mismatch, ("error", "resample", "skip")),
         ):
@@ -81,6 +84,7 @@ class PreprocessSettings:
             values["spacing"] = tuple(float(v) for v in values["spacing"])
         values["margin"] = float(values.get("margin", 0.0))
         values["windows"] = {k: (float(v[0]), float(v[1])) for k, v in dict(values.get("windows") or {}).items()}
+        values["rules"] = {name: Rule.of(rule) for name, rule in dict(values.get("rules") or {}).items()}
         return cls(**values)
 
     def describe(self) -> dict[str, Any]:
@@ -88,10 +92,15 @@ class PreprocessSettings:
         values = dataclasses.asdict(self)
         values["spacing"] = None if self.spacing is None else list(self.spacing)
         values["windows"] = {name: list(window) for name, window in sorted(self.windows.items())}
+        values["rules"] = {name: rule.describe() for name, rule in sorted(self.rules.items())}
+        if not self.rules:  # names of prepared cases hang on these values, and most have none
+            del values["rules"]
         return values
 
     def window(self, sequence: str) -> tuple[float, float] | None:
         """The window a sequence is clipped to, or None."""
+        if sequence in self.rules:
+            return None
         return self.windows.get(sequence, CT_WINDOW if sequence == "ct" else None)
 
 
@@ -195,13 +204,21 @@ def prepare(
             raise DataError(f"case {case.key}: the foreground mask is empty; repair it or remove it from the spec")
     elif settings.foreground == "all":
         foreground = np.ones(reference.array.shape, bool)
+    elif settings.foreground == "nonzero":
+        foreground = nonzero(arrays.values())
     else:
         foreground = combine(estimate_foreground(array) for array in arrays.values())
+    arrays, scales = scale_all(arrays, foreground, settings.rules)
+    if keeps_background(settings.rules):
+        start, stop = bounding_box(foreground)
+        foreground[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
     prepared = _on_model_grid(
         arrays, foreground, masks.get("label"), reference, settings, label_remap(spec) if remap is None else remap
     )
+    known = {n: dataclasses.replace(prepared.statistics[n], mean=mean, std=std) for n, (mean, std) in scales.items()}
     return dataclasses.replace(
         prepared,
+        statistics={**prepared.statistics, **known},
         odd=odd,
         voxels={name: voxel_hash(volume) for name, volume in volumes.items()},
         label_values=label_values(extras["label"].array) if "label" in extras else (),

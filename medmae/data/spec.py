@@ -126,6 +126,15 @@ class Geometry(_Part):
     on_mismatch: Literal["error", "resample", "skip"] = "error"
 
 
+class Scaling(_Part):
+    """A rule of one sequence's own: (value - mean) / std, after cutting to clip."""
+
+    kind: Literal["zscore", "zscore_foreground", "fixed", "minmax", "none"] = "zscore_foreground"
+    clip: tuple[float, float] | None = Field(default=None, description="[low, high]; values beyond are cut")
+    mean: float = Field(default=0.0, description="of kind fixed: what is subtracted")
+    std: float = Field(default=1.0, gt=0, description="of kind fixed: what is divided by")
+
+
 class Preprocess(_Part):
     """How volumes are brought to the model's grid and scale."""
 
@@ -135,13 +144,16 @@ class Preprocess(_Part):
     )
     crop: Literal["foreground", "none"] = "foreground"
     margin: float = Field(default=0.0, ge=0, description="millimeters kept around the foreground when cropping")
-    foreground: Literal["auto", "all"] = Field(
-        default="auto", description="how to estimate the foreground where no mask is given"
+    foreground: Literal["auto", "all", "nonzero"] = Field(
+        default="auto", description="how to estimate the foreground where no mask is given; nonzero: 0 is background"
     )
     normalize: Literal["zscore_foreground", "zscore", "none"] = "zscore_foreground"
     windows: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
         description="sequence -> [low, high] kept before normalizing, e.g. Hounsfield units of ct",
+    )
+    rules: dict[str, Scaling] = Field(
+        default_factory=dict, description="sequence -> a rule of its own, in place of normalize and windows"
     )
 
     @field_validator("orientation")
@@ -169,6 +181,11 @@ class Preprocess(_Part):
             if not low < high:
                 raise ValueError(f"window of {name}: {low} is not below {high}")
         return {canonical(name): window for name, window in value.items()}
+
+    @field_validator("rules")
+    @classmethod
+    def _rules(cls, value: dict[str, Scaling]) -> dict[str, Scaling]:
+        return {canonical(name): rule for name, rule in value.items()}
 
 
 class Split(_Part):
@@ -212,6 +229,7 @@ class Spec(_Part):
     subject: str | None = Field(
         default=None, description="regular expression on the case name; its first group is the subject"
     )
+    unlabeled: bool = Field(default=False, description="nnunet layout: use imagesTs too, which have no labels")
     require: int = Field(default=1, ge=1, description="smallest number of sequences a case must have")
     label: Label | None = None
     mask: Mask | None = None

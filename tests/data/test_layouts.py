@@ -155,6 +155,20 @@ def test_nnunet(tmp_path):
     assert open_cohort(tmp_path / "dataset.json") == cohort
 
 
+def test_nnunet_unlabeled(tmp_path):
+    nnunet(tmp_path)
+    touch(tmp_path, "imagesTs/p2_0000.nii.gz", "labelsTr/q.nii.gz")
+    cohort = list_cohort(spec(tmp_path, layout="nnunet", sequences=["t1n", "t2f"], unlabeled=True)).cohort
+    assert found(cohort) == {"p1": ["t1n", "t2f"], "p2": ["t2f"], "q": ["t1n"], "imagesTs_p2": ["t1n"]}
+    assert {case.key for case in cohort.cases if case.label is not None} == {"p1"}
+    assert not any("imagesTs:" in note for note in cohort.notes)
+
+
+def test_nnunet_channels_of_one_name(tmp_path):
+    nnunet(tmp_path, channel_names={"0": "MRI", "1": "MRI"})
+    assert found(open_cohort(tmp_path)) == {"p1": ["mri_0", "mri_1"], "p2": ["mri_1"]}
+
+
 def test_nnunet_channels_by_number(tmp_path):
     nnunet(tmp_path, channel_names={"0": "noNorm", "1": "zscore"})
     mapped = spec(tmp_path, layout="nnunet", aliases={"0000": "t1n", "0001": "flair"})

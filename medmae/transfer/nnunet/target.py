@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def find_target(
     if re.match(r"Dataset\d{3}", called):
         beside = [path.absolute().parent.parent / f"nnUNet_{kind}" for kind in ("preprocessed", "raw")] if given else []
         places += [base / called for base in (folders.preprocessed, folders.raw, *beside)]
-    file = _plans_file(plans, places, dataset)
+    file = find_plans(plans, places, dataset)
     about = next((place for place in (*places, file.parent) if (place / "dataset.json").is_file()), None)
     if about is None:
         raise UsageError(f"{dataset}: no dataset.json in {', '.join(map(str, places))}")
@@ -104,7 +105,12 @@ def find_target(
     return Target(told, described, name, file, tuple(names), heads(described), orientation, (*notes, *assumed))
 
 
-def _plans_file(plans: str, places: Sequence[Path], dataset: str | Path) -> Path:
+def find_plans(plans: str, places: Sequence[Path], dataset: str | Path) -> Path:
+    """The plans file: ``plans`` itself, or the one of that name in ``places``; messages call these ``dataset``.
+
+    Raises:
+        UsageError: there is none; those that are there are listed.
+    """
     file = Path(plans).expanduser()
     if file.is_file():
         return file
@@ -144,11 +150,11 @@ def _check_same(
 
 
 def find_orientation(plans: Mapping[str, Any], places: Sequence[Path]) -> tuple[str, tuple[str, ...]]:
-    """Axis codes of nnU-Net's arrays, from the first image that can be read, and what was assumed.
+    """Axis codes of nnU-Net's arrays, from the images that can be read, and what was assumed.
 
     Args:
         plans: the plans.
-        places: folders of the data set that may hold ``imagesTr``.
+        places: folders of the data set that may hold ``imagesTr``; the first that does counts.
 
     Returns:
         The codes, "" for images without an orientation (PNG, TIFF); and notes.
@@ -157,9 +163,28 @@ def find_orientation(plans: Mapping[str, Any], places: Sequence[Path]) -> tuple[
     if "NaturalImage" in reader or "Tiff" in reader:
         return "", (f"images read by {reader} have no orientation: axes are left as they are",)
     for place in places:
-        for image in sorted((place / "imagesTr").glob("*"))[:20]:
-            try:
-                return array_orientation(plans, axis_codes(inspect(image, length=False).affine)), ()
-            except DataError:
-                continue
+        images = sorted((place / "imagesTr").glob("*"))
+        codes, notes = common_orientation(plans, [i for i in images if "_0000." in i.name] or images)
+        if codes:
+            return codes, notes
     return array_orientation(plans), ("no image was found to read its orientation from: RAS is assumed",)
+
+
+def common_orientation(plans: Mapping[str, Any], images: Iterable[Path]) -> tuple[str, tuple[str, ...]]:
+    """Axis codes of most of ``images`` as arrays in nnU-Net, "" where none can be read; a note where they differ."""
+    counts: Counter[str] = Counter()
+    for image in images:
+        try:
+            counts[array_orientation(plans, axis_codes(inspect(image, length=False).affine))] += 1
+        except DataError:
+            continue  # whoever reads the images names it
+    if not counts:
+        return "", ()
+    chosen = counts.most_common(1)[0][0]
+    if len(counts) == 1:
+        return chosen, ()
+    listed = ", ".join(f"{count} {codes}" for codes, count in counts.most_common())
+    return chosen, (
+        f"files are stored in different orientations (arrays {listed}), and nnU-Net does not turn them; {chosen} "
+        "is taken for all",
+    )
