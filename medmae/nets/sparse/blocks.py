@@ -107,13 +107,39 @@ def cubes(x: Float[Tensor, "b c *size"], level: Level) -> Float[Tensor, "n c *ed
 
 def place(x: Float[Tensor, "r c"], background: Float[Tensor, " c"], level: Level) -> Float[Tensor, "b c *size"]:
     """Rows on a whole map, with one vector wherever there is no row; channels-last in memory."""
-    d, width = len(level.edge), x.shape[1]
-    cells = level.grid.numel()
-    canvas = background.repeat(level.volume).expand(cells, -1)
-    canvas = canvas.index_copy(0, level.ids, x.view(level.blocks, level.volume * width))
-    order = [0, *(axis for i in range(d) for axis in (1 + i, 1 + d + i)), 2 * d + 1]
-    whole = canvas.view(level.samples, *level.shape, *level.edge, width).permute(order)
-    return whole.reshape(level.samples, *level.size, width).movedim(-1, 1)
+    placed: Tensor = _Place.apply(x, background, level)  # type: ignore[no-untyped-call]
+    return placed.movedim(-1, 1)
+
+
+class _Place(torch.autograd.Function):
+    """One write of the map, and one of the visible cubes; backward one read of each.
+
+    Left to autograd, a copy, a permutation and their gradients pass over the whole map seven times, and at full
+    resolution that is a good part of a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, background: Tensor, level: Level) -> Tensor:
+        whole = background.expand(level.samples, *level.size, -1).contiguous()
+        ctx.level, ctx.where = level, torch.unravel_index(level.ids, (level.samples, *level.shape))
+        _by_cube(whole, level)[ctx.where] = x.view(level.blocks, *level.edge, x.shape[1])
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        level, whole = ctx.level, grads[0].contiguous()
+        rows = _by_cube(whole, level)[ctx.where].reshape(level.rows, whole.shape[-1])
+        if not ctx.needs_input_grad[1]:
+            return rows, None, None
+        return rows, whole.flatten(0, -2).sum(0) - rows.sum(0), None
+
+
+def _by_cube(whole: Float[Tensor, "b *size c"], level: Level) -> Float[Tensor, "b *shape_edge c"]:
+    """A view of a map with axes for the cubes before those of the voxels inside."""
+    d = len(level.edge)
+    split = [n for pair in zip(level.shape, level.edge, strict=True) for n in pair]
+    order = [0, *range(1, 2 * d + 1, 2), *range(2, 2 * d + 2, 2), 2 * d + 1]
+    return whole.view(level.samples, *split, whole.shape[-1]).permute(order)
 
 
 def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
