@@ -395,9 +395,3 @@ def test_a_second_mask_may_ask_for_what_is_visible_at_no_weight() -> None:
     assert torch.equal(plan.weights(), (~both).float())
     with pytest.raises(ValueError, match="ask_visible needs ask_by"):
         MaskSampler(random(), ratio(0.5), ask_visible=True)
-
-
-@pytest.mark.parametrize("value", [(0.9, 0.6), (0.5, 1.0), 1.0])
-def test_what_is_no_ratio_and_no_range_of_ratios_is_refused(value: float | tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="ratio"):
-        ratio_per_modality(value, modalities=2)

@@ -389,20 +389,3 @@ def test_foreign_checkpoint(tmp_path: Path) -> None:
     torch.save({"hello": Path("x")}, path)
     with pytest.raises(CheckpointError, match="not a trainer checkpoint"):
         read_state(path)
-
-
-def test_a_tensor_with_several_names_is_in_a_checkpoint_once() -> None:
-    from medmae.engine.state import collect, restore
-
-    def aliased() -> torch.nn.Module:
-        part = torch.nn.Linear(3, 3)
-        return torch.nn.ModuleDict({"one": part, "other": part})
-
-    source, target = aliased(), aliased()
-    optimizer = torch.optim.AdamW(source.parameters())
-    source["one"](torch.ones(2, 3)).sum().backward()
-    optimizer.step()
-    state = collect(source, optimizer, None)
-    assert set(state["method"]) == {"one.weight", "one.bias"}
-    restore(state, target, torch.optim.AdamW(target.parameters()), None)
-    assert torch.equal(target["other"].weight, source["one"].weight)
