@@ -15,7 +15,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medmae.checkpoint import LoadReport, load_model, load_state
 from medmae.core.errors import UsageError
 from medmae.core.grid import Grid, ModalityGrid
 from medmae.core.sequences import canonical
@@ -173,23 +171,6 @@ class ViTSegmenter(nn.Module):
     def _restored(self, score: Tensor, size: Sequence[int]) -> Tensor:
         """Without what was padded, in the order of axes that came in."""
         return score[:, :, : size[0], : size[1], : size[2]].permute(0, 1, *(2 + axis for axis in self.back))
-
-
-def load_encoder(network: ViTSegmenter, folder: str | Path, *, strict: bool = True) -> LoadReport:
-    """Copy the encoder of a model folder into the network, sequence by sequence by name.
-
-    Args:
-        network: built with the folder's method and recipe.
-        folder: model folder or run folder.
-        strict: refuse any difference but those of sequences that came or went.
-
-    Raises:
-        CheckpointError: the folder cannot be read, or its encoder does not fit.
-    """
-    loaded = load_model(folder)
-    state = {k: v for k, v in loaded.method.state_dict().items() if k.startswith("encoder.")}
-    state = {k.removeprefix("encoder."): v for k, v in state.items()}
-    return load_state(network.encoder, state, strict=strict, before=loaded.method.sequences, after=network.sequences)
 
 
 def rounded(patch_size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
