@@ -1,25 +1,24 @@
-"""How a task of the clinical table is trained: cases, folds, what is fitted to outcomes, weights, the loop.
+"""How any task is trained: cases, folds, what is fitted to outcomes, weights, the loop.
 
 What is fitted to outcomes (names and weights of classes, time bins) is fitted on the training part. Runs that differ
 in the checkpoint only have the same cases, folds, head weights, order of samples and schedule, so that what differs is
-the pre-training.
+the pre-training. What tells one task from another is its :class:`Goal`.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmae.core.errors import CheckpointError, DataError, Requeue, UsageError
+from medmae.core.errors import DataError, Requeue, UsageError
 
 from .console import emit, emit_json, flags, main_process, say
+from .finetune_start import base, prepared_alike, weights
 
 if TYPE_CHECKING:
-    from medmae.core.method import Method
     from medmae.data.cohort import Cohort
     from medmae.engine.settings import TrainSettings
 
@@ -29,7 +28,7 @@ DEFAULTS = {"epochs": 50, "batch": 4, "lr": 1e-4, "betas": [0.9, 0.999], "patien
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """The options that all tasks of a table share, as they were given."""
+    """The options that all tasks share, as they were given."""
 
     data: str
     out: Path
@@ -39,12 +38,12 @@ class Wish:
     scale: str | None
     folds: int
     fold: int
-    head: str
-    pool: str
-    layer: int | None
+    fraction: float = 1.0
+    layer: int | None = None
     schedule: str
     layer_decay: float
     modality_dropout: float
+    distill: float = 0.0
     epochs: float | None
     steps: int | None
     batch: int | None
@@ -62,21 +61,64 @@ class Wish:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Wish:
         """From the arguments of a command; those of its own are left out."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
-Fit = Callable[[Sequence[Any]], tuple[dict[str, Any], tuple[str, ...]]]
-"""Outcomes of the training cases -> recipe of the objective, names of the classes."""
+Outcome = Any
+"""What is known of a case: role -> value for a clinical table, anything else for other tasks."""
 
 
-def run(wish: Wish, *, kind: str, columns: Mapping[str, str], fit: Fit) -> None:
+@dataclass(frozen=True)
+class Fitted:
+    """What the training part decides.
+
+    Attributes:
+        objective: its recipe, see ``medmae.transfer.building.build_objective``.
+        classes: names of the classes, in order.
+        entries: further entries of the section ``task`` of the model folder.
+        lines: what is said of the training part before the run.
+    """
+
+    objective: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What tells one task from another.
+
+    Attributes:
+        kind: name of the task, as in model folders.
+        target: what it is about, in a few words, such as the columns of the table.
+        head: recipe of the head.
+        outcomes: cohort, sequences of the model -> outcome of every case that can be used, by key. DataError or
+            UsageError where there is none.
+        fit: outcomes of the training part -> what they decide.
+        stratum: outcome -> the group that folds are balanced by.
+        columns: role -> column, of tasks of a table.
+        volumes: further arguments of ``VolumeSource``.
+        source: volumes, outcomes, what was fitted -> source of the training; None takes the volumes as they are.
+        defaults: settings of training in place of the common ones.
+        next: what to type next, with ``{folder}``, ``{data}`` and ``{out}``.
+    """
+
+    kind: str
+    target: str
+    head: Mapping[str, Any]
+    outcomes: Callable[[Cohort, tuple[str, ...]], Mapping[str, Outcome]]
+    fit: Callable[[Sequence[Outcome]], Fitted]
+    stratum: Callable[[Outcome], str] = lambda outcome: ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, Any] = field(default_factory=dict)
+    source: Callable[[Any, Mapping[str, Outcome], Fitted], Any] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    next: str = "medmae evaluate {kind} --checkpoint {folder} --data {data} --subsets all --out {out}/test"
+
+
+def run(wish: Wish, goal: Goal) -> None:
     """Open the cohort, divide it, fit what is fitted to outcomes, build the model, say what will run, and train.
-
-    Args:
-        wish: the options.
-        kind: ``classify`` or ``survive``.
-        columns: role of a target -> column of the table.
-        fit: makes the recipe of the objective.
 
     Raises:
         UsageError: options that cannot be meant.
@@ -88,65 +130,70 @@ def run(wish: Wish, *, kind: str, columns: Mapping[str, str], fit: Fit) -> None:
     from medmae.core.random import mix
     from medmae.data.cohort import open_cohort
     from medmae.data.loader import VolumeSource
-    from medmae.data.targets import TargetSource, read_outcomes
     from medmae.engine.allocator import keep_freed_memory
     from medmae.engine.distributed import Processes, leave
     from medmae.engine.run_folder import check_free
     from medmae.engine.trainer import pretrain
-    from medmae.transfer.finetuned import build
+    from medmae.transfer.building import build
     from medmae.transfer.task_folder import save_task
 
     _check(wish)
-    settings = _settings(wish)
+    settings = _settings(wish, goal)
     cohort = open_cohort(wish.data)
-    outcomes = read_outcomes(cohort.cases, cohort.spec, columns=columns)
-    if lacking := len(cohort.cases) - len(outcomes):
-        say(f"{lacking} case(s) left aside: no {' or '.join(columns.values())}", style="yellow")
     if main_process():
         check_free(wish.out, resume=wish.resume, overwrite=wish.overwrite)
-    name, recipe, pretrained = _base(wish, cohort)
+    name, recipe, pretrained = base(wish, cohort)
     sequences = tuple(recipe["sequences"])
-    cohort = _prepared_alike(cohort, pretrained)
-    cohort = _divided(cohort, outcomes, wish, kind=kind)
+    outcomes = goal.outcomes(cohort, sequences)
+    if lacking := len(cohort.cases) - len(outcomes):
+        say(f"{lacking} case(s) left aside: no {goal.target}", style="yellow")
+    cohort = prepared_alike(cohort, pretrained)
+    cohort = _divided(cohort, outcomes, wish, goal)
+    if wish.fraction < 1:
+        cohort = _fewer(cohort, outcomes, wish, goal)
     parts = cohort.split()
     train = [outcomes[case.key] for case in parts["train"] if set(case.images) & set(sequences)]
     if not train:
-        raise DataError(f"no training case has both {', '.join(columns.values())} and any of {', '.join(sequences)}")
-    objective, classes = fit(train)
+        raise DataError(f"no training case has both {goal.target} and any of {', '.join(sequences)}")
+    fitted = goal.fit(train)
     whole = {
         "backbone": {"method": name, "recipe": recipe, "layer": wish.layer},
-        "head": {"kind": wish.head, "pool": wish.pool},
-        "objective": objective,
+        "head": dict(goal.head),
+        "objective": dict(fitted.objective),
         "modality_dropout": wish.modality_dropout if len(sequences) > 1 else 0.0,
         "schedule": wish.schedule,
         "layer_decay": wish.layer_decay,
+        **({"distill": wish.distill} if wish.distill else {}),
     }
     team = Processes(device=settings.device, parallel=settings.parallel)
     try:
         if team.device.type == "cpu":
             keep_freed_memory()
-        method = _weights(wish, name, recipe, seed=mix(wish.seed, INIT))
+        method = weights(wish, name, recipe, seed=mix(wish.seed, INIT))
         torch.manual_seed(mix(wish.seed, HEAD))
         model = build(whole, method=method)
         model.check_training(batch=settings.batch, world=team.world)
         x, y, z = recipe["size"]
-        volumes = VolumeSource(
+        source: Any = VolumeSource(
             cohort,
             size=(x, y, z),
             cache=wish.cache,
             sequences=sequences,
             workers=settings.workers,
             quiet=flags().quiet or not main_process(),
+            **goal.volumes,
         )
-        for note in volumes.notes:
+        for note in source.notes:
             say(note)
-        source = TargetSource(volumes, outcomes, classes=classes)
-        for line in _summary(wish, kind, columns, parts, outcomes, source, classes, pretrained):
+        if goal.source is not None:
+            source = goal.source(source, outcomes, fitted)
+        for line in _summary(wish, goal, parts, fitted, source, pretrained):
             say(line)
         task = {
-            "kind": kind,
-            "columns": dict(columns),
-            "classes": list(classes),
+            "kind": goal.kind,
+            "columns": dict(goal.columns),
+            "classes": list(fitted.classes),
+            **fitted.entries,
             "recipe": whole,
             "pretrained": None if wish.from_scratch else pretrained,
             "folds": {"count": wish.folds, "held_out": wish.fold, "seed": wish.seed} if wish.folds > 1 else None,
@@ -164,7 +211,9 @@ def run(wish: Wish, *, kind: str, columns: Mapping[str, str], fit: Fit) -> None:
             settings,
             folder=wish.out,
             recipe={
-                "method": {"name": "finetuned", "task": kind, "columns": dict(columns), "weights": origin, **whole}
+                "method": {
+                    "name": "finetuned", "task": goal.kind, "columns": dict(goal.columns), "weights": origin, **whole,
+                }
             },
             save_model=save,
             resume=wish.resume,
@@ -173,26 +222,24 @@ def run(wish: Wish, *, kind: str, columns: Mapping[str, str], fit: Fit) -> None:
             say=say,
             quiet=flags().quiet,
             processes=team,
-        )
+        )  # fmt: skip
         leave()
     except (Requeue, KeyboardInterrupt):
         leave()
         raise
     folder = wish.out / "model"
-    say(
-        f"The model is in {folder}. Next: medmae evaluate {kind} --checkpoint {folder} --data {wish.data} --subsets all"
-        f" --out {wish.out / 'test'}"
-    )
+    told = {"kind": goal.kind, "folder": folder, "data": wish.data, "out": wish.out}
+    say(f"The model is in {folder}. Next: {goal.next.format(**told)}")
     if flags().json:
-        emit_json({"folder": os.fspath(folder), "steps": result.steps, "best": result.best, "classes": list(classes)})
+        emit_json(
+            {"folder": os.fspath(folder), "steps": result.steps, "best": result.best, "classes": list(fitted.classes)}
+        )
     else:
         emit(os.fspath(folder))
 
 
 def _check(wish: Wish) -> None:
     from medmae.transfer.finetuned import SCHEDULES
-    from medmae.transfer.heads import KINDS
-    from medmae.transfer.pooling import POOLS
 
     if wish.checkpoint is None and not wish.from_scratch:
         raise UsageError("give --checkpoint (weights to start from) or --from-scratch")
@@ -200,10 +247,12 @@ def _check(wish: Wish) -> None:
         raise UsageError("--method and --scale need --from-scratch without --checkpoint, which names its own network")
     if wish.fold >= wish.folds:
         raise UsageError(f"--fold {wish.fold}: with --folds {wish.folds} it is a number from 0 to {wish.folds - 1}")
-    for option, value, legal in (("head", wish.head, KINDS), ("pool", wish.pool, POOLS),
-                                 ("schedule", wish.schedule, SCHEDULES)):  # fmt: skip
-        if value not in legal:
-            raise UsageError(f"--{option} must be one of {', '.join(legal)}, not {value!r}")
+    if wish.schedule not in SCHEDULES:
+        raise UsageError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {wish.schedule!r}")
+    if not 0 < wish.fraction <= 1:
+        raise UsageError(f"--fraction {wish.fraction}: a share of the training subjects, above 0 and at most 1")
+    if not 0 <= wish.distill < float("inf"):
+        raise UsageError(f"--distill {wish.distill}: a weight of at least 0, such as 1")
     if not 0 <= wish.modality_dropout <= 1:
         raise UsageError(f"--modality-dropout {wish.modality_dropout}: a probability between 0 and 1")
     if not 0 < wish.layer_decay <= 1:
@@ -212,7 +261,7 @@ def _check(wish: Wish) -> None:
         raise UsageError(f"--out {wish.out} is a file; give a folder")
 
 
-def _settings(wish: Wish) -> TrainSettings:
+def _settings(wish: Wish, goal: Goal) -> TrainSettings:
     from medmae.config import assignments
     from medmae.engine.settings import train_settings
 
@@ -221,7 +270,7 @@ def _settings(wish: Wish) -> TrainSettings:
         raise UsageError(
             f"--set {strange[0]}...: fine-tuning takes settings of training alone, such as train.ema=0.999"
         )
-    values: dict[str, Any] = dict(DEFAULTS)
+    values: dict[str, Any] = {**DEFAULTS, **goal.defaults}
     if wish.schedule == "frozen":
         values["lr"] = 1e-3
     if wish.schedule == "sawtooth":
@@ -240,80 +289,7 @@ def _settings(wish: Wish) -> TrainSettings:
     return train_settings(values)
 
 
-def _base(wish: Wish, cohort: Cohort) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-    """Method and recipe of the encoder, and what is known of its pre-training (None from scratch).
-
-    Preprocessing follows the checkpoint even where its weights are not used, so that both runs see the same voxels.
-    """
-    from medmae.checkpoint import TASK_METHOD, WEIGHTS, file_hash, model_folder, read_config
-    from medmae.find import find
-
-    if wish.checkpoint is None:
-        name = wish.method or "bm_mae"
-        found = find(name)
-        recipe = found.recipe(scale=wish.scale)
-        if found.card.kind != "volume" or "sequences" not in recipe or "size" not in recipe:
-            raise UsageError(f"--method {name}: that is no method for volumes of named sequences and a fixed window")
-        return name, {**recipe, "sequences": list(cohort.sequences)}, None
-    folder = model_folder(wish.checkpoint)
-    config = read_config(folder)
-    if config["method"] == TASK_METHOD:
-        raise CheckpointError(f"{wish.checkpoint} is fine-tuned already: start from the pre-trained model it came from")
-    recipe = config["recipe"]
-    known = recipe.get("sequences")
-    if not known or len(recipe.get("size") or ()) != 3:
-        raise CheckpointError(f"{wish.checkpoint} holds {config['method']}, which has no encoder of volumes")
-    if not set(known) & set(cohort.sequences):
-        raise CheckpointError(
-            f"{wish.checkpoint} knows {', '.join(known)}, and the cohort has {', '.join(cohort.sequences)}: "
-            "none in common. Choose a checkpoint for these sequences"
-        )
-    if ignored := [name for name in cohort.sequences if name not in known]:
-        say(f"{', '.join(ignored)} left aside: the checkpoint does not know them", style="yellow")
-    about = {"method": config["method"], "weights": f"sha256:{file_hash(folder / WEIGHTS)}"}
-    pretrained = {**about, "data": config.get("data") or {}}
-    if wish.from_scratch:
-        pretrained = {
-            "method": config["method"],
-            "weights": None,
-            "data": {"preprocess": pretrained["data"].get("preprocess")},
-        }
-    return config["method"], dict(recipe), pretrained
-
-
-def _weights(wish: Wish, name: str, recipe: Mapping[str, Any], *, seed: int) -> Method:
-    import torch
-
-    from medmae.checkpoint import load_model
-    from medmae.find import find
-
-    if wish.checkpoint is not None and not wish.from_scratch:
-        loaded = load_model(wish.checkpoint)
-        say(f"Starting from {wish.checkpoint}: {loaded.report}")
-        return loaded.method
-    torch.manual_seed(seed)
-    return find(name).build(**recipe)
-
-
-def _prepared_alike(cohort: Cohort, pretrained: Mapping[str, Any] | None) -> Cohort:
-    """The cohort with the preprocessing of the checkpoint in place of the spec's."""
-    from medmae.data.preprocess import PreprocessSettings
-    from medmae.data.spec import Preprocess
-
-    wanted = ((pretrained or {}).get("data") or {}).get("preprocess")
-    if not wanted:
-        if pretrained is not None:
-            say("the checkpoint states no preprocessing: the spec's is used", style="yellow")
-        return cohort
-    own = PreprocessSettings.of(cohort.spec).describe()
-    values = {name: wanted[name] for name in Preprocess.model_fields if name in wanted}
-    if changed := [name for name in values if own.get(name) != wanted[name]]:
-        say(f"preprocessing follows the checkpoint, not the spec: {', '.join(changed)}", style="yellow")
-    spec = cohort.spec.model_copy(update={"preprocess": Preprocess.model_validate(values)})
-    return replace(cohort, spec=spec)
-
-
-def _divided(cohort: Cohort, outcomes: Mapping[str, Any], wish: Wish, *, kind: str) -> Cohort:
+def _divided(cohort: Cohort, outcomes: Mapping[str, Outcome], wish: Wish, goal: Goal) -> Cohort:
     """The cases with an outcome, in their parts: those of the spec (drawn over all cases, as pre-training drew them),
     or one fold held out as the test part and the validation part drawn from the others."""
     import numpy as np
@@ -325,9 +301,9 @@ def _divided(cohort: Cohort, outcomes: Mapping[str, Any], wish: Wish, *, kind: s
         parts = cohort.split()
         return with_parts(cohort, {c.key: part for part, cases in parts.items() for c in cases if c.key in outcomes})
     cases = [case for case in cohort.cases if case.key in outcomes]
-    strata = [str(outcomes[case.key]["class" if kind == "classify" else "event"]) for case in cases]
+    strata = [goal.stratum(outcomes[case.key]) for case in cases]
     names = sorted(set(strata))
-    if kind == "survive" and len(names) == 1:  # nothing to balance; all censored is told where bins are fitted
+    if len(names) == 1 and goal.kind != "classify":  # nothing to balance
         names, strata = ["", *names], [("", names[0])[i % 2] for i in range(len(strata))]
     fold = assign_folds(
         np.array([names.index(s) for s in strata]), [c.subject for c in cases],
@@ -341,26 +317,39 @@ def _divided(cohort: Cohort, outcomes: Mapping[str, Any], wish: Wish, *, kind: s
     return with_parts(cohort, held)
 
 
+def _fewer(cohort: Cohort, outcomes: Mapping[str, Outcome], wish: Wish, goal: Goal) -> Cohort:
+    """A share of the training subjects, the same share of every stratum; a larger share holds the smaller ones."""
+    import hashlib
+    import math
+
+    from medmae.data.targets import with_parts
+
+    parts = cohort.split()
+    strata: dict[str, dict[str, None]] = {}
+    for case in parts["train"]:
+        strata.setdefault(goal.stratum(outcomes[case.key]), {})[case.subject] = None
+
+    def place(subject: str) -> str:
+        return hashlib.sha256(f"{wish.seed}/{subject}".encode()).hexdigest()
+
+    kept = {s for subjects in strata.values()
+            for s in sorted(subjects, key=place)[: math.ceil(wish.fraction * len(subjects))]}  # fmt: skip
+    found = {c.key: part for part, cases in parts.items() for c in cases if part != "train" or c.subject in kept}
+    return with_parts(cohort, found)
+
+
 def _summary(
     wish: Wish,
-    kind: str,
-    columns: Mapping[str, str],
+    goal: Goal,
     parts: Mapping[str, Sequence[Any]],
-    outcomes: Mapping[str, Any],
+    fitted: Fitted,
     source: Any,
-    classes: Sequence[str],
     pretrained: Mapping[str, Any] | None,
 ) -> list[str]:
     counts = ", ".join(f"{len(parts[part])} {word}" for part, word in
                        (("train", "to train"), ("val", "to validate"), ("test", "held out")))  # fmt: skip
     start = "from scratch" if wish.from_scratch or pretrained is None else f"from {pretrained['method']}"
-    lines = [f"Fine-tuning to {kind} {', '.join(columns.values())}, {start}", f"  cases     {counts}"]
-    mine = [outcomes[case.key] for case in parts["train"]]
-    if classes:
-        found = Counter(str(outcome["class"]) for outcome in mine)
-        lines.append("  classes   " + ", ".join(f"{name} {found[name]}" for name in classes))
-    else:
-        lines.append(f"  events    {sum(bool(outcome['event']) for outcome in mine)} of {len(mine)} in training")
+    lines = [f"Fine-tuning to {goal.kind} {goal.target}, {start}", f"  cases     {counts}", *fitted.lines]
     if not source.validation_size:
         lines.append("  There is no validation case: the last weights are kept, and nothing stops early.")
     return lines

@@ -5,7 +5,8 @@ This file says what the options are; ``finetune_run`` does what they say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 
 from medmae.core.errors import UsageError
 
-from .finetune_run import Wish, run
+from .finetune_run import Fitted, Goal, Wish, run
 
 Data = Annotated[str, typer.Option(help="Cohort: spec with a table.")]
 Out = Annotated[Path, typer.Option(help="Folder of the run; the model is in OUT/model.")]
@@ -25,6 +26,7 @@ MethodName = Annotated[str | None, typer.Option(help="With --from-scratch: name 
 Scale = Annotated[str | None, typer.Option(help="With --from-scratch: named size of the method, such as tiny.")]
 Folds = Annotated[int, typer.Option(min=1, help="Folds by subject, balanced; 1 is the split of the spec.")]
 Fold = Annotated[int, typer.Option(min=0, help="Which of them is held out, from 0.")]
+Fraction = Annotated[float, typer.Option(help="Share of the training subjects that is used, in (0, 1].")]
 Head = Annotated[str, typer.Option(help="linear, mlp or attentive.")]
 Pool = Annotated[str, typer.Option(help="mean, cls or modality (not with the attentive head).")]
 Layer = Annotated[int | None, typer.Option(help="Layer of the encoder that is read [default: the last].")]
@@ -46,6 +48,33 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
 
 
+def _goal(
+    kind: str, *, columns: Mapping[str, str], head: str, pool: str, stratum: str, fit: Callable[[Any], Fitted]
+) -> Goal:
+    """A task of the clinical table.
+
+    Raises:
+        UsageError: a head or pooling that does not exist.
+    """
+    from medmae.data.targets import TargetSource, read_outcomes
+    from medmae.transfer.heads import KINDS
+    from medmae.transfer.pooling import POOLS
+
+    for option, value, legal in (("head", head, KINDS), ("pool", pool, POOLS)):
+        if value not in legal:
+            raise UsageError(f"--{option} must be one of {', '.join(legal)}, not {value!r}")
+    return Goal(
+        kind=kind,
+        target=", ".join(columns.values()),
+        head={"kind": head, "pool": pool},
+        outcomes=lambda cohort, sequences: read_outcomes(cohort.cases, cohort.spec, columns=columns),
+        fit=fit,
+        stratum=lambda outcome: str(outcome[stratum]),
+        columns=columns,
+        source=lambda volumes, outcomes, fitted: TargetSource(volumes, outcomes, classes=fitted.classes),
+    )
+
+
 def classify(
     data: Data,
     target: Annotated[str, typer.Option(help="Column of the table that is to be told: a class or an event.")],
@@ -56,6 +85,7 @@ def classify(
     scale: Scale = None,
     folds: Folds = 1,
     fold: Fold = 0,
+    fraction: Fraction = 1.0,
     head: Head = "linear",
     pool: Pool = "mean",
     layer: Layer = None,
@@ -85,14 +115,17 @@ def classify(
     if class_weights not in ("balanced", "none"):
         raise UsageError(f"--class-weights must be balanced or none, not {class_weights!r}")
 
-    def fit(outcomes: Sequence[Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def fit(outcomes: Sequence[Any]) -> Fitted:
         from medmae.data import targets
 
         names = targets.class_names(outcomes)
         weights = targets.class_weights(outcomes, names) if class_weights == "balanced" else None
-        return {"kind": "classes", "count": len(names), "weights": weights}, names
+        counts = Counter(str(outcome["class"]) for outcome in outcomes)
+        line = "  classes   " + ", ".join(f"{name} {counts[name]}" for name in names)
+        return Fitted({"kind": "classes", "count": len(names), "weights": weights}, names, lines=(line,))
 
-    run(Wish.of(locals()), kind="classify", columns={"class": target}, fit=fit)
+    wish = Wish.of(locals())
+    run(wish, _goal("classify", columns={"class": target}, head=head, pool=pool, stratum="class", fit=fit))
 
 
 def survive(
@@ -106,6 +139,7 @@ def survive(
     scale: Scale = None,
     folds: Folds = 1,
     fold: Fold = 0,
+    fraction: Fraction = 1.0,
     head: Head = "linear",
     pool: Pool = "mean",
     layer: Layer = None,
@@ -136,12 +170,15 @@ def survive(
     if loss not in ("hazards", "cox"):
         raise UsageError(f"--loss must be hazards or cox, not {loss!r}")
 
-    def fit(outcomes: Sequence[Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def fit(outcomes: Sequence[Any]) -> Fitted:
         from medmae.data import targets
 
         targets.check_events(outcomes)
+        happened = sum(bool(outcome["event"]) for outcome in outcomes)
+        lines = (f"  events    {happened} of {len(outcomes)} in training",)
         if loss == "cox":
-            return {"kind": "cox"}, ()
-        return {"kind": "hazards", "edges": targets.time_bins(outcomes, count=bins)}, ()
+            return Fitted({"kind": "cox"}, lines=lines)
+        return Fitted({"kind": "hazards", "edges": targets.time_bins(outcomes, count=bins)}, lines=lines)
 
-    run(Wish.of(locals()), kind="survive", columns={"time": time, "event": event}, fit=fit)
+    wish, columns = Wish.of(locals()), {"time": time, "event": event}
+    run(wish, _goal("survive", columns=columns, head=head, pool=pool, stratum="event", fit=fit))

@@ -31,16 +31,27 @@ class CropReader:
         self._tier = tier
         self._files: OrderedDict[Path, Any] = OrderedDict()
         self._points: dict[str, np.ndarray] = {}
+        self._labeled: dict[str, np.ndarray] = {}
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_tier": self._tier, "_files": OrderedDict(), "_points": {}, "_process": -1}
+        return {"_tier": self._tier, "_files": OrderedDict(), "_points": {}, "_labeled": {}, "_process": -1}
 
     def points(self, entry: Entry) -> Int[np.ndarray, "k 3"]:
         """Foreground voxels of an entry, to center crops on."""
         found = self._points.get(entry.key)
         if found is None:
             found = self._points[entry.key] = np.load(entry.folder / "points.npy")
+        return found
+
+    def labeled(self, entry: Entry) -> Int[np.ndarray, "k 3"]:
+        """Voxels of an entry that have a class above 0, at most 4096 of them evenly spread, to center crops on."""
+        found = self._labeled.get(entry.key)
+        if found is None:
+            found = np.zeros((0, 3), np.int32)
+            if entry.label is not None:
+                found = np.argwhere(np.asarray(self._open(entry, "label")[:]) > 0).astype(np.int32)
+            self._labeled[entry.key] = found = found[:: max(1, len(found) // 4096)]
         return found
 
     def images(

@@ -31,7 +31,7 @@ from medmae.data.preprocess import PreprocessSettings
 from medmae.data.stream import Draw
 from medmae.data.workers import progress
 
-_CROP = 0x63726F70
+_CROP, _LABELED = 0x63726F70, 0x6C6162
 
 
 class VolumeSource:
@@ -41,7 +41,8 @@ class VolumeSource:
     folder of prepared cases (default: the user's), ``tier`` where they are read from: "disk" (compressed), "memory"
     (mapped), "device" (resident on the training device). ``workers`` prepare and read. ``repeat`` samples share each
     crop with different keys (several mask plans per crop). ``foreground_share`` is the probability that a crop is
-    centered on a foreground voxel.
+    centered on a foreground voxel. ``label_share``, with ``labels``, is the probability that it is centered on a labeled
+    one, where there is any: lesions are small, and a window without one teaches little.
 
     A case without any of ``sequences`` is left out, and with ``labels`` one without a label; ``notes`` says so, and
     what is odd about the voxels. ``present``: the sequences of every training and validation case that is left.
@@ -62,6 +63,7 @@ class VolumeSource:
         labels: bool = False,
         repeat: int = 1,
         foreground_share: float = 1.0,
+        label_share: float = 0.0,
         quiet: bool = False,
     ) -> None:
         if tier not in TIERS:
@@ -116,6 +118,7 @@ class VolumeSource:
             labels=labels,
             artifacts=artifacts,
             foreground_share=foreground_share,
+            label_share=label_share if labels else 0.0,
             first_validation=self._train,
         )
         self._resident: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -258,11 +261,12 @@ class Crops(Dataset[Any]):
         labels: bool,
         artifacts: Artifacts | None,
         foreground_share: float,
+        label_share: float,
         first_validation: int,
     ) -> None:
         self.size, self.artifacts = size, artifacts
         self._entries, self._sequences, self._labels = entries, sequences, labels
-        self._share, self._first_validation = foreground_share, first_validation
+        self._share, self._label_share, self._first_validation = foreground_share, label_share, first_validation
         self._reader = CropReader(tier="disk" if tier == "device" else tier)
         self._rows = [_row_of(entry, sequences) for entry in entries]
 
@@ -315,12 +319,15 @@ class Crops(Dataset[Any]):
     def start(self, index: int, crop: int) -> tuple[int, int, int]:
         """First voxel of a crop: central for validation, else drawn by its key, inside the volume wherever it fits."""
         entry = self._entries[index]
-        points = self._reader.points(entry)
+        points, drawn = self._reader.points(entry), torch.tensor([crop])
         if index >= self._first_validation:
             center = (points.min(0) + points.max(0) + 1) // 2
             first = center - np.asarray(self.size) // 2
         else:
-            u = uniform(torch.tensor([crop]), 5, stream=_CROP)[0].tolist()
+            u = uniform(drawn, 5, stream=_CROP)[0].tolist()
+            if self._label_share and float(uniform(drawn, 1, stream=_LABELED)) < self._label_share:
+                labeled = self._reader.labeled(entry)
+                points, u[0] = (labeled, -1.0) if len(labeled) else (points, u[0])
             if u[0] < self._share:
                 first = points[int(u[1] * len(points))] - np.asarray(self.size) // 2
             else:

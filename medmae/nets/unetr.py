@@ -1,4 +1,4 @@
-"""A segmentation decoder for token encoders: a pyramid of transposed convolutions fed by hidden layers and the images.
+"""Decoders to voxels: a pyramid of transposed convolutions fed by hidden layers or maps, and by the images.
 
 UNETR's shape: the deeper a hidden layer, the coarser the scale where it enters; the images themselves enter at full
 resolution, since no token carries single voxels. What differs is that sequences may be missing. At each place tokens
@@ -113,7 +113,53 @@ class Rise(nn.Sequential):
         super().__init__(*steps)
 
 
-class UnetrDecoder(nn.Module):
+class Climb(nn.Module):
+    """From the coarsest maps to class scores: raise, join what the scale has to say, smooth; scale by scale.
+
+    Args:
+        widths: channels per scale, fine to coarse.
+        strides: factors per scale and axis, fine to coarse, the first unused.
+        outputs: channels of the scores.
+        deep_supervision: hand out all scales but the coarsest, the finest first, in place of the finest alone.
+        dropout: probability that a channel is zero in front of the scores, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        strides: Sequence[Factor],
+        outputs: int,
+        deep_supervision: bool = False,
+        dropout: float | int = 0.0,
+    ) -> None:
+        super().__init__()
+        self.deep_supervision, self.scales = deep_supervision, len(widths) - 1
+        scales = range(self.scales)
+        # From coarse to fine, as in nnU-Net's decoders; it looks for heads by the name of their list.
+        self.transpconvs = nn.ModuleList(
+            nn.ConvTranspose3d(widths[s + 1], widths[s], strides[s + 1], strides[s + 1]) for s in reversed(scales)
+        )
+        self.stages = nn.ModuleList(Smooth(2 * widths[s], widths[s]) for s in reversed(scales))
+        self.seg_layers = nn.ModuleList(nn.Conv3d(widths[s], outputs, 1) for s in reversed(scales))
+        self.drop = nn.Dropout3d(dropout)
+
+    def climb(self, x: Float[Tensor, "b _ i j k"], skips: Sequence[Float[Tensor, "b _ ..."]]) -> Tensor | list[Tensor]:
+        """Scores [b outputs x y z], or a list of them, the finest first.
+
+        Args:
+            x: the coarsest maps.
+            skips: what every scale but the coarsest has to say, fine to coarse.
+        """
+        scores = []
+        for i, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
+            x = stage(torch.cat([up(x), skips[-1 - i]], 1))
+            if self.deep_supervision or i == self.scales - 1:
+                scores.append(self.seg_layers[i](self.drop(x)))
+        return scores[::-1] if self.deep_supervision else scores[-1]
+
+
+class UnetrDecoder(Climb):
     """Class scores from hidden layers of a token encoder and the images.
 
     Args:
@@ -123,6 +169,7 @@ class UnetrDecoder(nn.Module):
         classes: channels that go out.
         features: channels at full resolution; they double from scale to scale, up to 320.
         deep_supervision: hand out all scales but the coarsest, the finest first, in place of the finest alone.
+        dropout: see :class:`Climb`.
 
     Raises:
         ValueError: fewer than two scales, not three axes, or a first scale with a factor.
@@ -137,23 +184,18 @@ class UnetrDecoder(nn.Module):
         classes: int,
         features: int = 32,
         deep_supervision: bool = False,
+        dropout: float | int = 0.0,
     ) -> None:
-        super().__init__()
         if len(strides) < 2 or any(len(step) != 3 for step in strides) or set(strides[0]) != {1}:
             raise ValueError(f"strides are at least two triples, the first all 1, not {list(strides)}")
-        steps: list[Factor] = [(int(x), int(y), int(z)) for x, y, z in strides]
-        self.deep_supervision, self.scales = deep_supervision, len(steps) - 1
-        widths = [min(features * 2**s, WIDEST) for s in range(self.scales)] + [width]
+        steps = _triples(strides)
+        widths = [min(features * 2**s, WIDEST) for s in range(len(steps) - 1)] + [width]
+        super().__init__(
+            widths=widths, strides=steps, outputs=classes, deep_supervision=deep_supervision, dropout=dropout
+        )
         self.stem = FusedStem(names, widths[0])
         self.stem_norm, self.stem_smooth = _norm(widths[0]), Smooth(widths[0], widths[0])
-        scales = range(self.scales)
-        self.rise = nn.ModuleList(Rise(width, widths[s], steps[:s:-1]) for s in scales if s > 0)
-        # From coarse to fine, as in nnU-Net's decoders; it looks for heads by the name of their list.
-        self.transpconvs = nn.ModuleList(
-            nn.ConvTranspose3d(widths[s + 1], widths[s], steps[s + 1], steps[s + 1]) for s in reversed(scales)
-        )
-        self.stages = nn.ModuleList(Smooth(2 * widths[s], widths[s]) for s in reversed(scales))
-        self.seg_layers = nn.ModuleList(nn.Conv3d(widths[s], classes, 1) for s in reversed(scales))
+        self.rise = nn.ModuleList(Rise(width, widths[s], steps[:s:-1]) for s in range(1, self.scales))
 
     def forward(
         self,
@@ -172,12 +214,62 @@ class UnetrDecoder(nn.Module):
             raise ValueError(f"the decoder has {self.scales} scales for hidden layers, got {len(levels)}")
         skips = [self.stem_smooth(_active(self.stem_norm(self.stem(images, present))))]
         skips += [rise(level) for rise, level in zip(self.rise, levels, strict=False)]
-        x, scores = levels[-1], []
-        for i, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            x = stage(torch.cat([up(x), skips[-1 - i]], 1))
-            if self.deep_supervision or i == self.scales - 1:
-                scores.append(self.seg_layers[i](x))
-        return scores[::-1] if self.deep_supervision else scores[-1]
+        return self.climb(levels[-1], skips)
+
+
+class PyramidDecoder(Climb):
+    """Class scores from the maps of a convolutional encoder, and from the images where its first maps are coarser.
+
+    Args:
+        names: sequences in the order of the image channels.
+        widths: channels of the encoder's maps, fine to coarse.
+        strides: factors per map and axis, fine to coarse; the first is that between the images and the finest map.
+        classes: channels that go out.
+        features: channels at full resolution where the encoder has no such maps.
+        deep_supervision: see :class:`Climb`.
+        dropout: see :class:`Climb`.
+
+    Raises:
+        ValueError: fewer than two scales, or not three axes.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        widths: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        classes: int,
+        features: int = 32,
+        deep_supervision: bool = False,
+        dropout: float | int = 0.0,
+    ) -> None:
+        steps, own = _triples(strides), list(widths)
+        coarser = set(steps[0]) != {1}
+        if coarser:
+            steps, own = [(1, 1, 1), *steps], [features, *own]
+        if len(steps) < 2 or len(steps) != len(own):
+            raise ValueError(f"{len(widths)} maps with {len(strides)} strides are no pyramid of two scales or more")
+        super().__init__(widths=own, strides=steps, outputs=classes, deep_supervision=deep_supervision, dropout=dropout)
+        self.stem = FusedStem(names, features) if coarser else None
+        if coarser:
+            self.stem_norm, self.stem_smooth = _norm(features), Smooth(features, features)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b m x y z"],
+        present: Bool[Tensor, "b m"],
+        levels: Sequence[Float[Tensor, "b _ ..."]],
+    ) -> Tensor | list[Tensor]:
+        """Scores [b classes x y z], or a list of scores, the finest first; arguments as in :class:`UnetrDecoder`."""
+        skips = list(levels[:-1])
+        if self.stem is not None:
+            skips.insert(0, self.stem_smooth(_active(self.stem_norm(self.stem(images, present)))))
+        return self.climb(levels[-1], skips)
+
+
+def _triples(strides: Sequence[Sequence[int]]) -> list[Factor]:
+    return [(int(x), int(y), int(z)) for x, y, z in strides]
 
 
 def _norm(width: int) -> nn.InstanceNorm3d:

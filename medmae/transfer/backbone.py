@@ -28,10 +28,13 @@ class Backbone(nn.Module):
     """The tokenizer and encoder of a method; what else it needed for pre-training is left behind.
 
     Args:
-        method: any method with a tokenizer on one grid and an encoder.
+        method: any method with a tokenizer and an encoder: of volumes, images, clips, points or sound.
         layer: block of a transformer (from 0) or level of a convolutional network (from fine) that is read in place of
             the last one.
         frozen: never trained, and always in evaluation mode.
+
+    Attributes:
+        taps: further blocks of a transformer whose features are handed on; who needs them sets them.
 
     Raises:
         CheckpointError: the method has no such parts.
@@ -46,6 +49,7 @@ class Backbone(nn.Module):
         self.tokenizer: Any = tokenizer
         self.encoder = encoder
         self.layer, self.frozen = layer, frozen
+        self.taps: tuple[int, ...] = ()
         self.sequences: tuple[str, ...] = tuple(tokenizer.names)
         levels = max((n for name, _ in encoder.named_parameters() if (n := _level(name)) is not None), default=-1) + 1
         if layer is not None and not 0 <= layer < levels:
@@ -86,7 +90,7 @@ class Backbone(nn.Module):
         """
         if region is not None and region not in batch:
             raise UsageError(f"the batch has no region {region!r}")
-        tap = () if self.layer is None else (self.layer,)
+        tap = self.taps if self.layer is None else (*self.taps, self.layer)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self.tokenizer(batch)
             encoded = self.encoder(tokens, tokens.layout, tap)
@@ -96,7 +100,7 @@ class Backbone(nn.Module):
         if region is not None and "foreground" in batch:  # where the region is empty, the foreground counts
             empty = ~counts.flatten(1).any(1).reshape(-1, *(1,) * (counts.ndim - 1))  # type: ignore[union-attr]
             counts = torch.where(empty, batch["foreground"].float(), counts.float())  # type: ignore[union-attr]
-        return gather(encoded, grid=self.tokenizer.grid, counts=counts, layer=self.layer)
+        return gather(encoded, grid=getattr(self.tokenizer, "grid", None), counts=counts, layer=self.layer)
 
 
 def _level(name: str) -> int | None:

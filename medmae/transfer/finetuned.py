@@ -6,34 +6,33 @@ lose sequences at random, as a change of what is present: a sequence that was dr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from medmae.core.errors import CheckpointError, UsageError
+from medmae.core.errors import UsageError
 from medmae.core.method import Method
 from medmae.core.pace import STEADY, Pace
 from medmae.core.random import uniform
 from medmae.core.tokens import Batch
-from medmae.find import find
+from medmae.nets.contrast import Following
 
 from .backbone import Backbone
-from .heads import build_head
-from .objectives import Objective, build_objective
+from .objectives import Objective
 
 SCHEDULES = ("full", "frozen", "warmup", "sawtooth")
 _DROP = 0x64726F70
 
 
 def drop_sequences(
-    present: Bool[Tensor, "b m"], key: Int[Tensor, " b"], *, probability: float | int
+    present: Bool[Tensor, "b m"], key: Int[Tensor, " b"], *, probability: float | int, proper: bool = False
 ) -> Bool[Tensor, "b m"]:
     """With ``probability``, keep a random subset of what a patient has: uniform over its non-empty subsets.
 
-    A pure function of the key of each sample. A patient with nothing stays one with nothing.
+    A pure function of the key of each sample. A patient with nothing stays one with nothing. With ``proper`` at least
+    one is lost, where there are two.
 
     Raises:
         ValueError: more than 20 sequences, whose subsets cannot be counted in 24 random bits.
@@ -42,7 +41,7 @@ def drop_sequences(
         raise ValueError(f"modality dropout knows at most 20 sequences, not {present.shape[1]}")
     u = uniform(key, 2, stream=_DROP).to(present.device)
     place = (present.long().cumsum(1) - 1).clamp_min(0)
-    subsets = (2 ** present.sum(1)) - 1
+    subsets = ((2 ** present.sum(1)) - 1 - int(proper)).clamp_min(1)
     chosen = (u[:, 0].double() * subsets).long() + 1  # in [1, 2^k - 1]: bit j says whether the j-th one stays
     kept = present & ((chosen[:, None] >> place) & 1).bool()
     return torch.where((u[:, 1] < probability)[:, None], kept, present)
@@ -61,6 +60,9 @@ class Finetuned(Method):
             for a share of the run and then rise; ``sawtooth`` lets the head rise alone, then both together.
         layer_decay: factor of the learning rate from one layer to the one below it, in (0, 1].
         wait: share of the run that the encoder waits, and then rises, with ``warmup`` and ``sawtooth``.
+        distill: weight of what a teacher says, the trailing mean of the model itself, which sees all that a patient
+            has while the model sees a subset; 0 is without a teacher. It is used in training only.
+        momentum: share of the teacher that stays at each step, in [0, 1).
 
     Raises:
         UsageError: values that cannot be meant.
@@ -76,6 +78,8 @@ class Finetuned(Method):
         schedule: str = "full",
         layer_decay: float | int = 1.0,
         wait: float | int = 0.1,
+        distill: float | int = 0.0,
+        momentum: float | int = 0.99,
     ) -> None:
         super().__init__()
         if schedule not in SCHEDULES:
@@ -89,11 +93,16 @@ class Finetuned(Method):
         self.sequences = backbone.sequences
         self.modality_dropout, self.schedule = modality_dropout, schedule
         self.layer_decay, self.wait = layer_decay, wait
+        if distill and (modality_dropout == 0 or len(self.sequences) == 1 or objective.hides):
+            raise UsageError("a teacher of all sequences needs a student that lacks some: set the modality dropout")
+        if not 0 <= distill < float("inf") or not 0 <= momentum < 1:
+            raise UsageError(f"distill {distill} is a weight of at least 0, momentum {momentum} is in [0, 1)")
+        self.distill = distill
+        self.teacher = Following(backbone, head, momentum=float(momentum)) if distill else None
 
-    def answer(self, batch: Batch) -> Tensor:
-        """The raw numbers of every sample, with all sequences it has."""
-        found: Tensor = self.head(self.backbone(batch), batch)
-        return found
+    def answer(self, batch: Batch) -> Any:
+        """The raw numbers of every sample, with all sequences it has; of several scales, where a head has them."""
+        return self.head(self.backbone(batch), batch)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """What the model says of every sample, by name; see the objective's ``read``."""
@@ -101,23 +110,41 @@ class Finetuned(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of the objective."""
+        if self.objective.hides:
+            return self._losses(self._dropped(batch, 1.0, proper=True))
         if self.modality_dropout == 0 or len(self.sequences) == 1:
             return self._losses(batch)
-        if self.training:
-            return self._losses(self._dropped(batch, self.modality_dropout))
-        whole, part = self._losses(batch), self._losses(self._dropped(batch, 1.0))
-        return {name: (whole[name] + part[name]) / 2 for name in whole}
+        if not self.training:
+            whole, part = self._losses(batch), self._losses(self._dropped(batch, 1.0))
+            return {name: (whole[name] + part[name]) / 2 for name in whole}
+        part_batch = self._dropped(batch, self.modality_dropout)
+        if self.teacher is None:
+            return self._losses(part_batch)
+        raw = self.answer(part_batch)
+        with torch.no_grad():
+            target = self.teacher.projector(self.teacher.teacher(batch), batch)
+        return {**self.objective(raw, part_batch), "distillation": self.distill * self.objective.agree(raw, target)}
+
+    def after_step(self) -> None:
+        """The teacher follows."""
+        if self.teacher is not None:
+            self.teacher.follow(self.backbone, self.head)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         found: dict[str, Tensor] = self.objective(self.answer(batch), batch)
         return found
 
-    def _dropped(self, batch: Batch, probability: float | int) -> Batch:
+    def _dropped(self, batch: Batch, probability: float | int, *, proper: bool = False) -> Batch:
+        """The batch with fewer sequences present; ``had`` says which there were."""
         key = self.keys(batch)
         present = batch.get("present")
         if present is None:
             present = torch.ones(len(key), len(self.sequences), dtype=torch.bool, device=key.device)
-        return {**batch, "present": drop_sequences(present, key, probability=probability)}
+        return {
+            **batch,
+            "present": drop_sequences(present, key, probability=probability, proper=proper),
+            "had": present,
+        }
 
     def pace(self, name: str) -> Pace:
         """Layers of the encoder learn slower the earlier they are, and may have to wait."""
@@ -138,35 +165,3 @@ class Finetuned(Method):
                 f"{type(self.objective).__name__} compares the samples of a batch: {batch} is too few, "
                 f"{self.objective.batch_size} are the least and 16 or more are better (--batch)"
             )
-
-
-def build(recipe: Mapping[str, Any], *, method: Method | None = None) -> Finetuned:
-    """The fine-tuned model that ``recipe`` describes, with fresh weights.
-
-    Args:
-        recipe: JSON values: ``backbone`` (``method``, ``recipe``, ``layer``), ``head`` and ``objective`` (each with
-            ``kind``), ``modality_dropout``, ``schedule``, ``layer_decay``, ``wait``.
-        method: whose tokenizer and encoder are used, with their weights; None builds them.
-
-    Raises:
-        CheckpointError: the method has no encoder of volumes.
-        UsageError: values that cannot be meant.
-    """
-    base = recipe["backbone"]
-    if method is None:
-        method = find(base["method"]).build(**base["recipe"])
-    grid = getattr(getattr(method, "tokenizer", None), "grid", None)
-    if grid is None or len(grid.size) != 3 or grid.channels != 1:
-        raise CheckpointError(f"{base['method']} has no encoder of volumes to fine-tune")
-    backbone = Backbone(method, layer=base.get("layer"), frozen=recipe.get("schedule") == "frozen")
-    objective = build_objective(recipe["objective"])
-    head = build_head(recipe["head"], width=backbone.width, outputs=objective.outputs)
-    with torch.no_grad():
-        head.outer.bias.copy_(objective.start())
-    rest = ("modality_dropout", "schedule", "layer_decay", "wait")
-    return Finetuned(
-        backbone=backbone,
-        head=head,
-        objective=objective,
-        **{name: recipe[name] for name in rest if name in recipe},
-    )

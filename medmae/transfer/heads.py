@@ -51,6 +51,10 @@ class VectorHead(nn.Module):
         found: Tensor = self.outer(x)
         return found
 
+    def start(self, values: Float[Tensor, " outputs"]) -> None:
+        """Let the answer begin with ``values``."""
+        _start(self.outer, values)
+
 
 class AttentiveHead(nn.Module):
     """A learned question to all places, instead of a mean over them; places outside the foreground are not asked.
@@ -86,6 +90,15 @@ class AttentiveHead(nn.Module):
         answer = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         found: Tensor = self.outer(self.drop(self.last(answer.transpose(1, 2).reshape(b, d))))
         return found
+
+    def start(self, values: Float[Tensor, " outputs"]) -> None:
+        """Let the answer begin with ``values``."""
+        _start(self.outer, values)
+
+
+def _start(layer: nn.Linear, values: Float[Tensor, " outputs"]) -> None:
+    with torch.no_grad():
+        layer.bias.copy_(values)
 
 
 def _start_small(layer: nn.Linear) -> None:

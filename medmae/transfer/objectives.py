@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medmae.core.errors import UsageError
 from medmae.core.tokens import Batch
 
 CLASS, TIME, EVENT, VALUE = "target_class", "target_time", "target_event", "target_value"
@@ -28,10 +27,13 @@ class Objective(nn.Module, ABC):
     Attributes:
         outputs: numbers it wants from a head.
         batch_size: smallest batch that gives a gradient.
+        hides: it asks for sequences that are there but hidden, so some always have to be hidden; what a patient has is
+            then the entry ``had`` of the batch, Bool[b m].
     """
 
     outputs: int = 1
     batch_size: int = 1
+    hides: bool = False
 
     @abstractmethod
     def forward(self, raw: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -40,6 +42,10 @@ class Objective(nn.Module, ABC):
     def start(self) -> Float[Tensor, " outputs"]:
         """Raw numbers that say what is known before any image is seen; heads begin there."""
         return torch.zeros(self.outputs)
+
+    def agree(self, raw: Any, target: Any) -> Float[Tensor, ""]:
+        """How far the raw numbers are from those of a teacher; the default is the mean squared difference."""
+        return F.mse_loss(raw.float(), target.float())
 
     @abstractmethod
     def read(self, raw: Tensor) -> dict[str, Tensor]:
@@ -79,6 +85,10 @@ class Classes(Objective):
             raw.float(), truth.clamp_min(0), weight=self.weights, reduction="none", label_smoothing=self.smoothing
         )
         return {"cross_entropy": _mean(each, known)}
+
+    def agree(self, raw: Float[Tensor, "b classes"], target: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
+        """Cross-entropy with the probabilities of a teacher."""
+        return F.cross_entropy(raw.float(), target.float().softmax(-1))
 
     def read(self, raw: Float[Tensor, "b classes"]) -> dict[str, Tensor]:
         """``probability`` [b classes]."""
@@ -203,27 +213,6 @@ class Regression(Objective):
     def read(self, raw: Float[Tensor, "b 1"]) -> dict[str, Tensor]:
         """``value`` [b] in the units of the table."""
         return {"value": raw.float()[:, 0] * self.std + self.mean}
-
-
-OBJECTIVES: Mapping[str, type[Objective]] = {
-    "classes": Classes, "cox": Cox, "hazards": Hazards, "regression": Regression,
-}  # fmt: skip
-
-
-def build_objective(recipe: Mapping[str, Any]) -> Objective:
-    """The objective that ``recipe`` describes: ``kind`` and its arguments.
-
-    Raises:
-        UsageError: there is no such kind, or arguments that cannot be meant.
-    """
-    options = dict(recipe)
-    kind = options.pop("kind", None)
-    if kind not in OBJECTIVES:
-        raise UsageError(f"there is no objective {kind!r}; there are {', '.join(OBJECTIVES)}")
-    try:
-        return OBJECTIVES[kind](**options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the objective {kind} cannot be built: {error}") from error
 
 
 def _mean(each: Float[Tensor, " b"], known: Bool[Tensor, " b"]) -> Float[Tensor, ""]:

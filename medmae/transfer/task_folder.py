@@ -31,7 +31,8 @@ from medmae.checkpoint import (
 from medmae.core.errors import CheckpointError, MedmaeError
 from medmae.find import find
 
-from .finetuned import Finetuned, build
+from .building import build
+from .finetuned import Finetuned
 
 VERBS = {"classify": "classes of", "survive": "survival by", "regress": "values of"}
 """Kind of a task -> what it predicts, as a sentence begins."""
@@ -72,7 +73,9 @@ def save_task(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder, method)
+    teacher = "teacher."  # of use in training only
+    state = {name: values for name, values in method.state_dict().items() if not name.startswith(teacher)}
+    write_weights(folder, method, state=state)
     base = task["recipe"]["backbone"]
     card = find(base["method"]).card
     config = {
@@ -81,7 +84,7 @@ def save_task(
         "method": TASK_METHOD,
         "recipe": {"sequences": list(method.sequences), "size": list(method.backbone.tokenizer.grid.size)},
         "task": dict(task),
-        "parameters": sum(p.numel() for p in method.parameters()),
+        "parameters": sum(p.numel() for name, p in method.named_parameters() if not name.startswith(teacher)),
         "weights_sha256": file_hash(folder / WEIGHTS),
         "method_license": card.license,
         "citation": [line for line in (card.citation,) if line],

@@ -15,7 +15,7 @@ from medmae.cli import main
 from medmae.data.cohort import open_cohort
 from medmae.data.synthetic.cohort import synthesize
 from medmae.find import find
-from medmae.transfer.finetuned import build
+from medmae.transfer.building import build
 from medmae.transfer.task_folder import load_task, save_task
 
 CASES = 12

@@ -12,7 +12,8 @@ from medmae.checkpoint import load_model, save_model
 from medmae.core.errors import CheckpointError, UsageError
 from medmae.find import find
 from medmae.testing import example_batch, mixed_batch
-from medmae.transfer.finetuned import Finetuned, build, drop_sequences
+from medmae.transfer.building import build
+from medmae.transfer.finetuned import Finetuned, drop_sequences
 from medmae.transfer.objectives import CLASS
 from medmae.transfer.task_folder import load_task, save_task
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from medmae.core.errors import UsageError
-from medmae.transfer.objectives import CLASS, EVENT, TIME, VALUE, Classes, Hazards, build_objective, partial_likelihood
+from medmae.transfer.building import build_objective
+from medmae.transfer.objectives import CLASS, EVENT, TIME, VALUE, Classes, Hazards, partial_likelihood
 
 NAN = math.nan
 BATCHES = {
