@@ -356,6 +356,9 @@ def _readme(config: Mapping[str, Any], card: Card) -> str:
     """The model card."""
     data = config.get("data", {})
     recipe = config["recipe"]
+    command = "reconstruct --checkpoint this/folder --t1n a.nii.gz --t2w b.nii.gz --target t1c --out c.nii.gz"
+    if data.get("kind"):  # images, clips, clouds, sound
+        command = "probe --checkpoint this/folder --data folder-of-classes --out probe"
     lines = [
         f"# {config['method']}",
         "",
@@ -364,7 +367,7 @@ def _readme(config: Mapping[str, Any], card: Card) -> str:
         f"- parameters: {config['parameters']:,}",
         f"- sequences: {', '.join(recipe.get('sequences', ())) or 'not named'}",
         f"- window: {recipe.get('size')}, patch: {recipe.get('patch')}",
-        f"- preprocessing: `{json.dumps(data.get('preprocess', {}))}`",
+        f"- preprocessing: `{json.dumps(data.get('preprocess') or data.get('reading') or {})}`",
         f"- license of the data: {config.get('license') or data.get('license') or 'not stated'}",
         f"- license of the method's reference: {card.license}",
         "",
@@ -374,7 +377,7 @@ def _readme(config: Mapping[str, Any], card: Card) -> str:
         "```",
         "",
         "```sh",
-        "medmae reconstruct --checkpoint this/folder --t1n a.nii.gz --t2w b.nii.gz --target t1c --out c.nii.gz",
+        f"medmae {command}",
         "```",
         "",
         "Reconstructed images are synthetic and must not be used for diagnosis.",

@@ -7,6 +7,8 @@ features are read by prototypes (:mod:`medmae.nets.prototype`), which find singl
 
 from __future__ import annotations
 
+from typing import Literal
+
 from medmae.audio.parts import TEST_SCALE, audio_step
 from medmae.core.autoencoder import Autoencoder
 from medmae.core.card import Card
@@ -68,6 +70,7 @@ def bird_mae(
     eps: float = 1e-6,
     mask_ratio: float = 0.75,
     normalize_target: bool = True,
+    fill: Literal["zero", "minimum"] = "minimum",
     compat: bool = False,
 ) -> Autoencoder:
     """Build the method; the batch entry it reads is ``spectrogram``, Float[b 1 frames bins], as ``frontend`` makes it.
@@ -88,11 +91,12 @@ def bird_mae(
         eps: of the layer norms.
         mask_ratio: share of hidden tokens, in [0, 1).
         normalize_target: predict log-mel values normalized per patch.
+        fill: what short clips are filled up with, as log-mel values: zero, or their own minimum.
         compat: the positions of the released weights, which belong to the transposed grid.
     """
     return audio_step(
         Grid(tuple(size), tuple(patch)),
-        Frontend(rate, size[0], size[1], mean, std, fill="minimum"),
+        Frontend(rate, size[0], size[1], mean, std, fill=fill),
         decoder="global",
         width=width,
         depth=depth,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medmae.cli.data_surfaces import run as run_surfaces
 from medmae.data.preprocess_command import run_cache_clear, run_cache_status, run_preprocess
 from medmae.data.synthetic.command import run_synthesize
 
@@ -45,6 +46,7 @@ def _verb(function: Callable[..., Any]) -> Callable[..., None]:
 
 app.command("preprocess")(_verb(run_preprocess))
 app.command("synthesize")(_verb(run_synthesize))
+app.command("surfaces")(run_surfaces)
 _cache.command("status")(_verb(run_cache_status))
 _cache.command("clear")(_verb(run_cache_clear))
 app.add_typer(_cache, name="cache")
@@ -88,7 +90,7 @@ def init(
 @app.command()
 def check(
     data: Annotated[
-        str, typer.Option("--data", help="A spec, nnU-Net or BIDS folder, data list, CSV or plain folder.")
+        str, typer.Option("--data", help="A spec, nnU-Net or BIDS folder, data list, CSV, plain folder or toy-image.")
     ],
     report: Annotated[Path | None, typer.Option("--report", help="Also write the outcome as one HTML file.")] = None,
     workers: Annotated[
@@ -97,6 +99,10 @@ def check(
     identify: Annotated[
         bool, typer.Option("--identify", help="Name the cases in the HTML file instead of short codes.")
     ] = False,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="volume, image, video, points or audio, where the files do not make it clear."),
+    ] = None,
 ) -> None:
     """Find every fault of every case (geometry, NaN, constant, truncated, labels, duplicates); exit code 3 if any."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -105,9 +111,17 @@ def check(
     from medmae.core.errors import DataError
     from medmae.data.check import check_cohort
     from medmae.data.cohort import find_cohort
+    from medmae.data.kinds.listing import guess_kind
 
-    found = find_cohort(data)
     count = min(os.cpu_count() or 1, 8) if workers is None else workers
+    if kind is None:
+        kind = guess_kind(data)
+    if kind not in (None, "volume"):
+        from medmae.cli.data_samples import check as check_samples
+
+        check_samples(data, kind, workers=count, report=report, identify=identify)
+        return
+    found = find_cohort(data)
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
         task = bar.add_task("reading", total=None)

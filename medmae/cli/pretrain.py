@@ -1,4 +1,4 @@
-"""``medmae pretrain``: from a cohort to a model folder.
+"""``medmae pretrain``: from a cohort, or from images, clips, clouds or sound, to a model folder.
 
 The verb wires the rooms together and decides nothing about training: settings are merged (``medmae.config``),
 the cohort is opened and prepared (``medmae.data``), the method is found and built, and the loop runs
@@ -11,21 +11,21 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medmae.cli import pretrain_samples
 from medmae.cli.console import detail, emit_json, flags, main_process, say
 from medmae.cli.pretrain_checks import check_sequences, wrong_data
 from medmae.cli.pretrain_kinds import Stacked, count_channels, for_volumes, stacks
+from medmae.cli.pretrain_layers import Plan, folder_name, initialize, length, merged, normal, wanted_method
 from medmae.cli.pretrain_plans import find_data, from_plans, names_dataset, next_command, opened
 
 if TYPE_CHECKING:
     from medmae.core.method import Method
     from medmae.data.cohort import Cohort
-    from medmae.engine.settings import TrainSettings
     from medmae.engine.trainer import Result
 
 # What the "data" section may hold beside augmentation and artifacts, whose keys are those of their classes.
@@ -41,25 +41,16 @@ DATA = {
     "cache": None,  # folder of prepared cases; None: the user's cache
     "crop": None,  # voxels per axis; None: the size of the method
     "repeat": 1,  # samples with different mask plans per crop
+    "probe_target": None,  # column of the table whose class probes ask for; see train.probe_every
     "foreground_share": 1.0,  # probability that a crop is centered on foreground
 }
 INIT = 0x696E6974  # stream of the initial weights
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What will run: ``config`` is the whole of it as plain values, the rest are its parts made usable."""
-
-    name: str
-    recipe: Mapping[str, Any]
-    data: Mapping[str, Any]
-    train: TrainSettings
-    config: Mapping[str, Any]
-
-
 def run(
     data: Annotated[
-        str | None, typer.Option(help="Spec file, nnU-Net, BIDS or plain folder, data list or CSV.")
+        str | None,
+        typer.Option(help="Spec file, nnU-Net, BIDS or plain folder, data list, CSV, toy-image."),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Name of a method, see `medmae methods` (bm_mae).")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with sections method, data, train.")] = None,
@@ -90,7 +81,7 @@ def run(
         typer.Option(help="Folder of nnUNet_raw and nnUNet_preprocessed (the environment, else ./nnunet)."),
     ] = None,
 ) -> None:
-    """Pre-train a method on a cohort; patients may lack sequences."""
+    """Pre-train a method on a cohort; patients may lack sequences. Methods for other kinds of data read those."""
     from medmae.config import assignments, load_config
 
     if "WORLD_SIZE" in os.environ:  # DDP complains that it looks for unused parameters, which incomplete cases need
@@ -120,8 +111,11 @@ def run(
         given["data"]["path"] = str(find_data(data, root=nnunet_root))
     layers.append(("command line", {k: {n: v for n, v in part.items() if v is not None} for k, part in given.items()}))
     layers.append(("--set", assignments(set_ or [])))
-    plan = make_plan(layers, init=init)
-    result = start(plan, out=out, resume=resume, overwrite=overwrite, init=init)
+    if plans is None and pretrain_samples.meant(layers, init=init):
+        begin, plan = pretrain_samples.start, pretrain_samples.make_plan(layers, init=init)
+    else:
+        begin, plan = start, make_plan(layers, init=init)
+    result = begin(plan, out=out, resume=resume, overwrite=overwrite, init=init)
     if flags().json:
         emit_json({"folder": str(result.folder), "steps": result.steps, "best": result.best})
 
@@ -142,28 +136,9 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
     from medmae.engine.settings import TrainSettings, train_settings
     from medmae.find import find
 
-    layers = [(origin, _normal(layer)) for origin, layer in layers]
-    merged: dict[str, Any] = {}
-    for _, layer in layers:
-        train = layer.get("train") or {}
-        if train.get("steps") is not None and "epochs" not in train:
-            train = {**train, "epochs": None}  # the later word on the length of the run replaces the earlier one
-        elif train.get("epochs") is not None and "steps" not in train:
-            train = {**train, "steps": None}
-        merged = merge(merged, {**layer, "train": train})
-    wanted = dict(merged.get("method") or {})
-    if init is not None:
-        from medmae.checkpoint import read_config
-
-        origin = read_config(init)
-        if wanted.get("name", origin["method"]) != origin["method"]:
-            raise UsageError(f"--init {init} holds {origin['method']}, not {wanted['name']}.")
-        kept = {k: v for k, v in origin["recipe"].items() if k != "sequences"}
-        wanted = {"name": origin["method"], **kept, **wanted}
-    for word in ("name", "preset", "scale"):
-        if not isinstance(wanted.get(word) or "", str):
-            raise UsageError(f"method.{word} = {wanted[word]!r} is not a name.")
-    name = wanted.pop("name", None) or "bm_mae"
+    layers = [(origin, normal(layer)) for origin, layer in layers]
+    whole = merged(layers)
+    name, wanted = wanted_method(whole, init=init)
     found = find(name)
     known = {
         "method": {"name": None, "preset": None, "scale": None, **dict.fromkeys(found.recipe())},
@@ -182,11 +157,11 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
     recipe |= for_volumes(found, wanted, recipe)
     if "sequences" in recipe and "sequences" not in wanted:
         recipe["sequences"] = None
-    data = merge(DATA, {"augmentation": asdict(Augmentation()), "artifacts": None}, merged.get("data") or {})
+    data = merge(DATA, {"augmentation": asdict(Augmentation()), "artifacts": None}, whole.get("data") or {})
     faults = wrong_data(data, asdict(Augmentation()))
     if faults:
         raise UsageError("These data settings cannot be meant:\n  " + "\n  ".join(faults))
-    settings = train_settings(merged.get("train") or {})
+    settings = train_settings(whole.get("train") or {})
     labels = {k: wanted[k] for k in ("preset", "scale") if wanted.get(k) is not None}
     config = {"method": {"name": name, **labels, **recipe}, "data": data, "train": settings.to_dict()}
     return Plan(name=name, recipe=recipe, data=data, train=settings, config=config)
@@ -208,6 +183,7 @@ def start(
     import torch
 
     from medmae import checkpoint
+    from medmae.cli.pretrain_probe import probe_of
     from medmae.cli.qc import make_on_picture
     from medmae.cli.report import run_report
     from medmae.core.errors import Requeue, UsageError
@@ -245,7 +221,7 @@ def start(
         )
     check_sequences(recipe.get("sequences"), cohort.sequences)
     crop = _crop(recipe, data)
-    out = out or Path("runs") / _folder_name(f"{cohort.spec.name}-{plan.name}")
+    out = out or Path("runs") / folder_name(f"{cohort.spec.name}-{plan.name}")
     if main_process():
         check_free(out, resume=resume, overwrite=overwrite)
     team = Processes(device=settings.device, parallel=settings.parallel)
@@ -271,10 +247,13 @@ def start(
             quiet=flags().quiet or not main_process(),
         )
         source = Stacked(volumes, entry=method.sequences[0]) if stacks(found, recipe) else volumes
+        on_probe = probe_of(
+            source, method, settings, target=data["probe_target"], outcomes=(cohort.cases, cohort.spec)
+        )
         for note in volumes.notes:
             say(note)
         if init is not None:
-            say(f"Starting from {init}: {_initialize(method, init)}")
+            say(f"Starting from {init}: {initialize(method, init)}")
         for line in summary(plan, cohort, method, crop=crop, present=volumes.present, world=team.world):
             say(line)
         say(f"  into      {out} ({team.device}, {settings.precision})")
@@ -294,6 +273,7 @@ def start(
             resume=resume,
             overwrite=overwrite,
             on_picture=make_on_picture(source, method, out, seed=settings.seed),
+            on_probe=on_probe,
             on_end=lambda: write_report(out / "report.html", run_report(out)),
             manifest={"split": split},
             say=say,
@@ -321,7 +301,6 @@ def summary(
 
     ``present``: the sequences of every training and validation case that could be prepared; the others do not count.
     """
-    settings = plan.train
     parts = cohort.split()
     train, val = (sum(case.key in present for case in parts[part]) for part in ("train", "val"))
     there = [*present.values(), *(frozenset(case.images) for case in parts["test"])]
@@ -338,30 +317,12 @@ def summary(
     for pattern, count in sorted(patterns.items(), key=lambda item: -item[1])[:6]:
         if not all(pattern):
             lines.append(f"    {count:>6} x " + "  ".join(f"{'yes' if p else '-':>6}" for p in pattern))
-    steps = settings.total_steps(size=max(train * int(plan.data["repeat"]), 1), world=world)
-    per_step = settings.batch * settings.accumulate * world
     size = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    made = f"batch {settings.batch}" + (f" x {settings.accumulate} parts" if settings.accumulate > 1 else "")
-    made += f" x {world} processes" if world > 1 else ""
-    epochs = steps * per_step / max(train, 1)
     lines += [
         f"  method    {size / 1e6:.1f} million trained parameters, crop {' x '.join(map(str, crop))}",
-        f"  length    {steps} steps of {made} ({epochs:.1f} epochs), seed {settings.seed}",
+        f"  length    {length(plan.train, cases=train, repeat=int(plan.data['repeat']), world=world)}",
     ]
     return lines
-
-
-def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """``method: bm_mae`` and ``data: spec.yaml`` are short for their sections."""
-    from medmae.core.errors import UsageError
-
-    normal = dict(layer)
-    for section, key in (("method", "name"), ("data", "path"), ("train", "")):
-        if key and isinstance(normal.get(section), str):
-            normal[section] = {key: normal[section]}
-        elif not isinstance(normal.get(section) or {}, Mapping):
-            raise UsageError(f"The section {section} holds settings by name, not {normal[section]!r}.")
-    return {section: value for section, value in normal.items() if value is not None}
 
 
 def _crop(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -379,20 +340,5 @@ def _crop(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[int, int,
     return x, y, z
 
 
-def _initialize(method: Method, folder: Path) -> Any:
-    """Copy the weights of a model folder into the new method; sequences it does not know start fresh."""
-    from medmae.checkpoint import load_model, load_state
-
-    loaded = load_model(folder)
-    state = loaded.method.state_dict()
-    return load_state(method, state, before=loaded.method.sequences, after=method.sequences)
-
-
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-def _folder_name(text: str) -> str:
-    """Letters, digits, dots and dashes only: a data set's name never becomes a path."""
-    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip(".-")
-    return kept[:80] or "run"

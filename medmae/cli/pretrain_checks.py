@@ -34,6 +34,7 @@ def wrong_data(data: Mapping[str, Any], augmentation: Mapping[str, Any]) -> list
         "crop": (lambda v: v is None or three(v, whole), "three whole numbers, such as [96, 96, 96]"),
         "repeat": (lambda v: whole(v) and v >= 1, "a whole number of at least 1"),
         "foreground_share": (lambda v: number(v) and 0 <= v <= 1, "a probability"),
+        "probe_target": (lambda v: v is None or isinstance(v, str), "a column"),
         "augmentation": (lambda v: isinstance(v, Mapping), "a section; flip: [0, 0, 0], scale: 0, shift: 0 is none"),
     }
     values: dict[str, Any] = dict(data)

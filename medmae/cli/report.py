@@ -67,7 +67,7 @@ def run_report(folder: Path) -> Report:
         summary=lines,
         tables=tables,
         curves=(*parts.training_charts(rows), *parts.quality_chart(quality)),
-        pictures=qc_pictures(folder / "qc"),
+        pictures=qc_pictures(folder / "qc", caption=_SAMPLES if manifest.get("kind") else _VOLUMES),
         data_card=_data_card(manifest),
         facts=(*parts.fact_lists(_public(config), title="Settings"), *environment_facts(folder)),
         notes=_notes(folder, finished=finished),
@@ -121,7 +121,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def qc_pictures(folder: Path, *, most: int = _MOST_PICTURES) -> tuple[Picture, ...]:
+_VOLUMES = (
+    "Columns: truth, what the model saw, its reconstruction (hidden patches filled in), and the error where "
+    "patches were hidden. Gray windows come from training samples."
+)
+_SAMPLES = "Columns: the original, what the model saw, and its reconstruction (hidden patches filled in)."
+
+
+def qc_pictures(folder: Path, *, most: int = _MOST_PICTURES, caption: str = _VOLUMES) -> tuple[Picture, ...]:
     """The pictures of the last step first, then some of the steps before, spread over the run."""
     from medmae.report.values import Picture
 
@@ -132,10 +139,6 @@ def qc_pictures(folder: Path, *, most: int = _MOST_PICTURES) -> tuple[Picture, .
             found.setdefault(int(match.group(1)), []).append(path)
     steps = sorted(found, reverse=True)
     chosen = steps[:: max(1, -(-len(steps) // max(1, most // 2)))]
-    caption = (
-        "Columns: truth, what the model saw, its reconstruction (hidden patches filled in), and the error where "
-        "patches were hidden. Gray windows come from training samples."
-    )
     pictures = [
         Picture(f"Step {step}, sample {i + 1}", path.read_bytes(), caption)
         for step in chosen

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 from medmae.core.errors import DataError, UsageError
 from medmae.data.layouts import (
@@ -26,10 +27,11 @@ from medmae.data.layouts import (
     list_pattern,
     printable,
 )
-from medmae.data.spec import Spec, load_spec
+from medmae.data.spec import Spec, Split, load_spec
 from medmae.data.tables import read_rows
 
 PARTS = ("train", "val", "test")
+T = TypeVar("T", bound="Splittable")
 
 
 @dataclass(frozen=True)
@@ -68,29 +70,52 @@ class Cohort:
 
         Parts fixed by a data list stay as they are; shares are then drawn from the rest.
         """
-        rule = self.spec.split
-        unit = {case.key: case.subject if rule.by == "subject" else case.key for case in self.cases}
-        fixed: dict[str, str] = {}
-        for case in self.cases:
-            if case.split is not None:
-                before = fixed.setdefault(unit[case.key], case.split)
-                if before != case.split:
-                    raise DataError(
-                        f"subject {printable(unit[case.key])} is in both {before} and {case.split} of the data list; "
-                        "one subject's cases belong together (or set split.by: case)."
-                    )
-        free = sorted({name for name in unit.values() if name not in fixed}, key=lambda name: _rank(rule.seed, name))
-        total = len(set(unit.values()))
-        chosen = dict(fixed)
-        for part, share in (("test", rule.test), ("val", rule.val)):
-            if part in fixed.values() or share == 0:
-                continue
-            count = min(max(int(total * share + 0.5), 1), max(len(free) - 1, 0))
-            for name in free[:count]:
-                chosen[name] = part
-            free = free[count:]
-        parts = {part: tuple(c for c in self.cases if chosen.get(unit[c.key], "train") == part) for part in PARTS}
-        return parts
+        return split_by(self.cases, self.spec.split)
+
+
+@runtime_checkable
+class Splittable(Protocol):
+    """What can be given to a part: something with a name, of a subject, perhaps assigned already."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+
+    @property
+    def subject(self) -> str:
+        """Whose it is."""
+
+    @property
+    def split(self) -> str | None:
+        """The part it is assigned to, None where that is to be drawn."""
+
+
+def split_by(items: Sequence[T], rule: Split) -> dict[str, tuple[T, ...]]:
+    """``train``, ``val`` and ``test`` of cases or samples, as ``rule`` says; see :meth:`Cohort.split`.
+
+    DataError where the items of one subject are assigned to two parts.
+    """
+    unit = {item.key: item.subject if rule.by == "subject" else item.key for item in items}
+    fixed: dict[str, str] = {}
+    for item in items:
+        if item.split is not None:
+            before = fixed.setdefault(unit[item.key], item.split)
+            if before != item.split:
+                raise DataError(
+                    f"subject {printable(unit[item.key])} is in both {before} and {item.split} of the data list; "
+                    "one subject's cases belong together (or set split.by: case)."
+                )
+    free = sorted({name for name in unit.values() if name not in fixed}, key=lambda name: _rank(rule.seed, name))
+    total = len(set(unit.values()))
+    chosen = dict(fixed)
+    for part, share in (("test", rule.test), ("val", rule.val)):
+        if part in fixed.values() or share == 0:
+            continue
+        count = min(max(int(total * share + 0.5), 1), max(len(free) - 1, 0))
+        for name in free[:count]:
+            chosen[name] = part
+        free = free[count:]
+    return {part: tuple(c for c in items if chosen.get(unit[c.key], "train") == part) for part in PARTS}
 
 
 def _rank(seed: int, name: str) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 Say = Callable[[str], None]
 SaveModel = Callable[[Path, nn.Module, dict[str, Any]], None]
 OnPicture = Callable[[int, nn.Module], None]
+OnProbe = Callable[[int, nn.Module], dict[str, float]]
 OnEnd = Callable[[], object]
 
 
@@ -34,11 +35,11 @@ def careful(action: Callable[[], object], *, what: str, say: Say, note: Say) -> 
         say(f"Warning: {what} failed ({type(error).__name__}: {error}); see log.txt.")
 
 
-def draw(on_picture: OnPicture, *, step: int, method: nn.Module, say: Say, note: Say) -> None:
+def draw(on_picture: OnPicture, *, step: int, method: nn.Module, say: Say, note: Say, what: str = "pictures") -> None:
     """Call ``on_picture(step, method)`` in evaluation mode, carefully."""
     training = method.training
     method.eval()
     try:
-        careful(lambda: on_picture(step, method), what=f"the pictures of step {step}", say=say, note=note)
+        careful(lambda: on_picture(step, method), what=f"the {what} of step {step}", say=say, note=note)
     finally:
         method.train(training)

@@ -43,3 +43,8 @@ def lr_factor(settings: TrainSettings, step: int, *, total: int, per_epoch: floa
         floor=settings.lr_floor,
         kind=settings.schedule,
     )
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens after ``step``; 0 is never."""
+    return every > 0 and (step % every == 0 or step == total)

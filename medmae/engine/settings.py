@@ -48,10 +48,10 @@ class TrainSettings:
     micro-step; ``accumulate`` micro-steps make one optimizer step. ``warmup`` below 1 is a share of the run, otherwise
     counted in ``schedule_unit``s, as is ``cosine_period`` (None: the length of the run). ``validate_every``,
     ``checkpoint_every`` and ``picture_every`` count optimizer steps; 0 is never. None chooses: once an epoch, but at
-    most every 10 and at least every 1000 steps; ten times a run for pictures. ``patience`` is the number of validations
-    without a lower loss after which training stops (None: never). ``keep`` is the number of trainer
-    checkpoints kept, ``ema`` the decay of the averaged weights (None: no average), ``clip`` the largest gradient norm
-    (None: no clipping).
+    most every 10 and at least every 1000 steps; ten times a run for pictures. ``probe_every`` is the same for probes
+    of the features: never by default, None is ten times a run. ``patience`` is the number of validations without a
+    lower loss after which training stops (None: never). ``keep`` is the number of trainer checkpoints kept, ``ema``
+    the decay of the averaged weights (None: no average), ``clip`` the largest gradient norm (None: no clipping).
     """
 
     steps: int | None = None
@@ -80,6 +80,7 @@ class TrainSettings:
     validate_every: int | None = None
     checkpoint_every: int | None = None
     picture_every: int | None = None
+    probe_every: int | None = 0
     log_every: int = 10
     patience: int | None = None
     keep: int = 2
@@ -111,11 +112,11 @@ class TrainSettings:
         return bool(self.patience and every and best_step and validated - best_step >= self.patience * every)
 
     def every(self, which: str, *, per_epoch: float | int, total: int) -> int:
-        """Optimizer steps between two events: ``which`` is validate, checkpoint or picture; 0 means never."""
+        """Optimizer steps between two events: ``which`` is validate, checkpoint, picture or probe; 0: never."""
         value = getattr(self, f"{which}_every")
         if value is not None:
             return int(value)
-        return max(10, math.ceil(total / 10) if which == "picture" else min(1000, math.ceil(per_epoch)))
+        return max(10, math.ceil(total / 10) if which in ("picture", "probe") else min(1000, math.ceil(per_epoch)))
 
 
 def train_settings(values: Mapping[str, Any]) -> TrainSettings:
@@ -196,6 +197,7 @@ def _wrong_values(s: TrainSettings) -> list[str]:
         "validate_every",
         "checkpoint_every",
         "picture_every",
+        "probe_every",
         "seed",
     ):
         value = getattr(s, name)

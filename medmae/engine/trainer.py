@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from medmae.config import plain
 from medmae.core.errors import MedmaeError, Requeue, UsageError
 from medmae.core.random import mix
-from medmae.engine.callbacks import OnEnd, OnPicture, Result, SaveModel, Say, careful, draw
+from medmae.engine.callbacks import OnEnd, OnPicture, OnProbe, Result, SaveModel, Say, careful, draw
 from medmae.engine.distributed import Processes, fill_twin, gradient_norm
 from medmae.engine.ema import WeightAverage
 from medmae.engine.journal import Journal
@@ -32,7 +32,7 @@ from medmae.engine.optimizer import adamw
 from medmae.engine.precision import autocast, check_precision, explain_memory
 from medmae.engine.progress import Progress
 from medmae.engine.run_folder import RunFolder, open_run, require_same, run_identity
-from medmae.engine.schedule import lr_factor
+from medmae.engine.schedule import due, lr_factor
 from medmae.engine.settings import TrainSettings
 from medmae.engine.signals import GO_ON, Signals, stop
 from medmae.engine.source import Batch, Source
@@ -62,6 +62,7 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     on_picture: OnPicture | None = None,
+    on_probe: OnProbe | None = None,
     on_end: OnEnd | None = None,
     manifest: Mapping[str, Any] | None = None,
     say: Say = print,
@@ -70,17 +71,18 @@ def pretrain(
 ) -> Result:
     """Train ``method`` on ``source`` into the run folder ``folder``.
 
-    ``recipe`` holds the sections of the configuration other than "train" (at least "method"); it is written
-    to ``config.yaml``, and "method" must be the same when a run is resumed. ``save_model(path, method,
-    about)`` writes a shareable model; it gets the averaged weights when there are any. ``model/`` is the best
-    by validation, or the latest where nothing is validated; ``model-last/`` is written at the end when the
-    last is not the best. ``on_picture(step, method)`` may draw, ``on_end()`` comes after everything but
-    ``DONE``; when they fail, a warning is all that happens. ``manifest`` is added to ``data/manifest.json``. With
-    ``resume`` a folder without a run starts a new one, so that a job script may always say it.
+    ``recipe`` holds the sections of the configuration other than "train" (at least "method"); it is written to
+    ``config.yaml``, and "method" must be the same when a run is resumed. ``save_model(path, method, about)`` writes a
+    shareable model; it gets the averaged weights when there are any. ``model/`` is the best by validation, or the
+    latest where nothing is validated; ``model-last/`` is written at the end when the last is not the best.
+    ``on_picture(step, method)`` may draw, ``on_probe(step, method)`` gives numbers for a row "probe" of the metrics,
+    ``on_end()`` comes after everything but ``DONE``; when they fail, a warning is all that happens. ``manifest`` is
+    added to ``data/manifest.json``. With ``resume`` a folder without a run starts a new one, so that a job script may
+    always say it.
 
-    Raises :class:`UsageError` (folder in use, resume of another run), :class:`Requeue` (SIGTERM or SIGUSR1,
-    after a checkpoint), ``KeyboardInterrupt`` (Ctrl-C, after a checkpoint), :class:`OutOfMemory`, and
-    :class:`MedmaeError` when a loss is not finite or the disk is full; the last good checkpoint stays.
+    Raises :class:`UsageError` (folder in use, resume of another run), :class:`Requeue` (SIGTERM or SIGUSR1, after a
+    checkpoint), ``KeyboardInterrupt`` (Ctrl-C, after a checkpoint), :class:`OutOfMemory`, and :class:`MedmaeError`
+    when a loss is not finite or the disk is full; the last good checkpoint stays.
     """
     if source.size < 1:
         raise UsageError("There is no training sample.")
@@ -95,13 +97,11 @@ def pretrain(
             say(text)
 
     try:
-        with (
-            explain_memory(batch=settings.batch, accumulate=settings.accumulate),
-            explain_disk(run.checkpoints),
-        ):
+        with explain_memory(batch=settings.batch, accumulate=settings.accumulate), explain_disk(run.checkpoints):
             trainer = _Trainer(method, source, settings, team=team, run=run, say=talk, save_model=save_model)
             try:
-                return trainer.train(recipe, manifest=manifest or {}, on_picture=on_picture, on_end=on_end, quiet=quiet)
+                trainer.on_picture, trainer.on_probe = on_picture, on_probe
+                return trainer.train(recipe, manifest=manifest or {}, on_end=on_end, quiet=quiet)
             finally:
                 if trainer.journal is not None:
                     trainer.journal.close()
@@ -149,24 +149,18 @@ class _Trainer:
         )
         self.average = WeightAverage(method, decay=settings.ema) if settings.ema is not None else None
         self.trained = [p for p in method.parameters() if p.requires_grad]
-        self.step = 0  # completed optimizer steps
         self.best: float | None = None
-        self.best_step = 0
-        self.validated = 0  # the step of the latest validation
+        self.step, self.best_step, self.validated = 0, 0, 0  # completed steps; those of the best and last validation
         self.pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
         self.since, self.since_step = time.perf_counter(), 0
         self.journal: Journal | None = None
+        self.on_picture: OnPicture | None = None
+        self.on_probe: OnProbe | None = None
 
     # ---------------------------------------------------------------- the run
 
     def train(
-        self,
-        recipe: Mapping[str, Any],
-        *,
-        manifest: Mapping[str, Any],
-        on_picture: OnPicture | None,
-        on_end: OnEnd | None,
-        quiet: bool,
+        self, recipe: Mapping[str, Any], *, manifest: Mapping[str, Any], on_end: OnEnd | None, quiet: bool
     ) -> Result:
         identity = run_identity(
             self.settings,
@@ -182,9 +176,9 @@ class _Trainer:
         if self.team.share(self.run.done) and self._over():
             return Result(self.step, self.best, self.run.path)
         self.journal = self._open(recipe, manifest=manifest)
-        validate, checkpoint, picture = (
+        validate, checkpoint, picture, probe = (
             self.settings.every(which, per_epoch=self.per_epoch, total=self.total)
-            for which in ("validate", "checkpoint", "picture")
+            for which in ("validate", "checkpoint", "picture", "probe")
         )
         stream = self.source.train(
             start=self.step * self.settings.accumulate,
@@ -197,26 +191,28 @@ class _Trainer:
         bar = Progress(total=self.total, done=self.step, show=self.team.main and not quiet)
         with Signals() as signals, bar:
             # A run that was stopped inside a validation has not seen its result yet.
-            if self.validated < self.step and _due(self.step, validate, self.total):
+            if self.validated < self.step and due(self.step, validate, self.total):
                 self._validate(signals)
                 self._checkpoint(identity)
             while not self._over():
                 self._step(stream)
                 bar.step(self.step)
-                if _due(self.step, self.settings.log_every, self.total) or _due(self.step, validate, self.total):
+                if any(due(self.step, n, self.total) for n in (self.settings.log_every, validate, probe)):
                     self._flush(bar)
-                if _due(self.step, validate, self.total):
+                if due(self.step, validate, self.total):
                     self._validate(signals)
+                if self.on_probe and due(self.step, probe, self.total):
+                    self._look(self._probe, what="probe")
                 wish = self.team.anyone(signals.wish)
-                if wish != GO_ON or _due(self.step, checkpoint, self.total) or self._over():
+                if wish != GO_ON or due(self.step, checkpoint, self.total) or self._over():
                     self._flush(bar)
                     self._checkpoint(identity)
                 if wish != GO_ON:
                     stop(wish, step=self.step, total=self.total, say=self.say)
-                if on_picture and not self._over() and _due(self.step, picture, self.total):
-                    self._picture(on_picture)
-            if on_picture:
-                self._picture(on_picture)
+                if self.on_picture and not self._over() and due(self.step, picture, self.total):
+                    self._look(self.on_picture, what="pictures")
+            if self.on_picture:
+                self._look(self.on_picture, what="pictures")
         self._finish(on_end)
         return Result(self.step, self.best, self.run.path)
 
@@ -342,12 +338,20 @@ class _Trainer:
         if self.team.main:
             self.save_model(path, whole_method, about)
 
-    def _picture(self, on_picture: OnPicture) -> None:
+    def _look(self, at: OnPicture, *, what: str) -> None:
+        """Let the main process look at the averaged weights; its time is not that of training."""
+        began = time.perf_counter()
         with self._averaged(), torch.no_grad():
             method = self._whole()
             if self.team.main:
-                draw(on_picture, step=self.step, method=method, say=self.say, note=self.run.note)
+                draw(at, step=self.step, method=method, what=what, say=self.say, note=self.run.note)
         self.team.wait()
+        self.since += time.perf_counter() - began
+
+    def _probe(self, step: int, method: nn.Module) -> None:
+        row = {"step": step, "split": "probe", "epoch": step * self.per_step // self.source.size}
+        if self.on_probe is not None and self.journal is not None:
+            self.journal.add([row | self.on_probe(step, method)])
 
     def _finish(self, on_end: OnEnd | None) -> None:
         if self.best is not None and self.best_step != self.step:
@@ -393,8 +397,3 @@ class _Trainer:
         settings = self.settings
         listeners = open_listeners(settings.loggers, folder=self.run.path, step=self.step, settings=settings.to_dict())
         return Journal(self.run.path, step=self.step, validated=self.validated, listeners=listeners)
-
-
-def _due(step: int, every: int, total: int) -> bool:
-    """Whether something that happens every so many steps, and at the end, happens after ``step``; 0 is never."""
-    return every > 0 and (step % every == 0 or step == total)

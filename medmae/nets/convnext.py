@@ -157,6 +157,7 @@ class ConvNeXtEncoder(nn.Module):
         if len(widths) != len(depths) or kernel % 2 == 0:
             raise ValueError(f"widths {widths} and depths {depths} must be as many, and kernel {kernel} odd")
         self.grid, self.modalities, self.first = grid, modalities, stem
+        self.widths = tuple(widths)
         channels = grid.channels * modalities
         self.stem = nn.Sequential(
             _convolution(axes)(channels, widths[0], stem, stride=stem), PlaceNorm(widths[0], eps=eps)
