@@ -102,22 +102,23 @@ def summarize(
         draws: of the bootstrap.
         seed: of the bootstrap.
     """
-    weights = np.concatenate([np.ones((1, len(subjects))), _resampled(subjects, strata, draws=draws, seed=seed)])
+    weights = np.concatenate([np.ones((1, len(subjects))), resampled(subjects, strata, draws=draws, seed=seed)])
     found: dict[str, list[np.ndarray]] = {}
     cells: list[Cell] = []
     for part in parts:
         for metric, values in part.measure(weights[:, part.cases]).items():
             found.setdefault(metric, []).append(values)
-            interval = _interval(values, len(part.cases), level)
+            interval = percentiles(values, len(part.cases), level)
             cells.append(Cell("model", target, part.subset, metric, interval))
     if len(parts) > 1:
         for metric, each in found.items():
             cases = len({int(row) for part in parts for row in part.cases})
-            cells.append(Cell("model", target, "all", metric, _interval(_mean(each), cases, level)))
+            cells.append(Cell("model", target, "all", metric, percentiles(_mean(each), cases, level)))
     return [cell for cell in cells if not np.isnan(cell.interval.mean)]
 
 
-def _interval(values: Float[np.ndarray, " r"], cases: int, level: float) -> Interval:
+def percentiles(values: Float[np.ndarray, " r"], cases: int, level: float) -> Interval:
+    """The first value, with the quantiles of the others, NaN left out: an interval over resamplings."""
     known = values[1:][~np.isnan(values[1:])]
     if not len(known):
         return Interval(float(values[0]), float("nan"), float("nan"), cases)
@@ -133,7 +134,7 @@ def _mean(values: Sequence[Float[np.ndarray, " r"]]) -> Float[np.ndarray, " r"]:
     return np.divide(total, known.sum(0), out=np.full(stacked.shape[1], np.nan), where=known.any(0))
 
 
-def _resampled(subjects: Sequence[str], strata: Sequence[object], *, draws: int, seed: int) -> Float[np.ndarray, "r n"]:
+def resampled(subjects: Sequence[str], strata: Sequence[object], *, draws: int, seed: int) -> Float[np.ndarray, "r n"]:
     """How often every case occurs when subjects are drawn again, within strata."""
     rng = np.random.default_rng([seed, 5])
     own: Mapping[str, object] = dict(zip(reversed(subjects), reversed(strata), strict=True))

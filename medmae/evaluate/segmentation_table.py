@@ -45,7 +45,13 @@ def text(cells: Sequence[Cell], *, metric: str = "dice") -> str:
 
 
 def write(
-    folder: str | Path, rows: Sequence[Row], cells: Sequence[Cell], *, about: Mapping[str, Any], title: str = ""
+    folder: str | Path,
+    rows: Sequence[Row],
+    cells: Sequence[Cell],
+    *,
+    about: Mapping[str, Any],
+    title: str = "",
+    subjects: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
     """Write ``measurements.csv``, ``summary.csv``, ``summary.json`` and one picture per metric, each whole or not."""
     folder = Path(folder)
@@ -53,7 +59,7 @@ def write(
     summary = summary_json(cells, about)
     del summary["verdict"]  # there is no baseline to be better than
     files = {
-        "measurements": write_bytes(folder / "measurements.csv", rows_csv(rows).encode()),
+        "measurements": write_bytes(folder / "measurements.csv", rows_csv(rows, subjects=subjects).encode()),
         "summary": write_bytes(folder / "summary.csv", summary_csv(cells).encode()),
         "json": write_bytes(folder / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()),
     }

@@ -20,20 +20,35 @@ from .metrics import HIGHER_IS_BETTER, METRICS
 from .protocol import Row
 from .statistics import Cell
 
-_COLORS = {"model": "#c8102e", "linear": "#1f4e79", "best single": "#5b9bd5", "mean": "#a6a6a6"}
+_COLORS = {
+    "model": "#c8102e", "boosting": "#2e8b57", "linear": "#1f4e79", "best single": "#5b9bd5", "mean": "#a6a6a6",
+}  # fmt: skip
 _LABELS = {
     "psnr": "PSNR (dB)", "ssim": "SSIM", "mae": "MAE", "r2": "R²", "dice": "Dice", "hd95": "HD95 (mm)", "nsd": "NSD",
     "auc": "AUC", "ap": "average precision", "balanced_accuracy": "balanced accuracy", "c_index": "C-index",
+    "spearman": "rank correlation",
 }  # fmt: skip
 
 
-def rows_csv(rows: Sequence[Row]) -> str:
-    """One line per measurement: case, given, target, method, and every metric that occurs."""
+def rows_csv(rows: Sequence[Row], *, subjects: Mapping[str, str] | None = None) -> str:
+    """One line per measurement: case, given, target, method, and every metric that occurs.
+
+    With ``subjects`` (case -> whose it is) there is a column of them, by which results are compared later.
+    """
     metrics = _metrics(rows)
     lines = [
-        [cell(r.case), cell(r.subset), cell(r.target), r.method, *(r.values.get(m, "") for m in metrics)] for r in rows
+        [
+            cell(r.case),
+            *([] if subjects is None else [cell(subjects[r.case])]),
+            cell(r.subset),
+            cell(r.target),
+            r.method,
+            *(r.values.get(m, "") for m in metrics),
+        ]
+        for r in rows
     ]
-    return csv_text(["case", "given", "target", "method", *metrics], lines)
+    owner = [] if subjects is None else ["subject"]
+    return csv_text(["case", *owner, "given", "target", "method", *metrics], lines)
 
 
 def summary_csv(cells: Sequence[Cell]) -> str:
@@ -145,14 +160,20 @@ def picture(
 
 
 def write(
-    folder: str | Path, rows: Sequence[Row], cells: Sequence[Cell], *, about: Mapping[str, Any], title: str = ""
+    folder: str | Path,
+    rows: Sequence[Row],
+    cells: Sequence[Cell],
+    *,
+    about: Mapping[str, Any],
+    title: str = "",
+    subjects: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
     """Write ``measurements.csv``, ``summary.csv``, ``summary.json``, ``psnr.png`` and ``ssim.png``, each whole or
     not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        "measurements": write_bytes(folder / "measurements.csv", rows_csv(rows).encode()),
+        "measurements": write_bytes(folder / "measurements.csv", rows_csv(rows, subjects=subjects).encode()),
         "summary": write_bytes(folder / "summary.csv", summary_csv(cells).encode()),
         "json": write_bytes(
             folder / "summary.json", (json.dumps(summary_json(cells, about), indent=2, allow_nan=False) + "\n").encode()

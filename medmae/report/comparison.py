@@ -26,6 +26,7 @@ LABELS = {
     "mean": "mean intensity",
     "best single": "best single sequence",
     "linear": "linear regression",
+    "boosting": "gradient boosting",
 }
 Summary = Sequence[Mapping[str, Any]]
 

@@ -84,7 +84,7 @@ class Features:
 def gather(
     encoded: Encoded | Pyramid,
     *,
-    grid: Grid,
+    grid: Grid | None,
     counts: Shaped[Tensor, "b 1 *size"] | None,
     layer: int | None = None,
 ) -> Features:
@@ -92,8 +92,9 @@ def gather(
 
     Args:
         encoded: with everything visible.
-        grid: of the tokenizer.
-        counts: share of every voxel that counts; where nothing of a sample counts, all its places do.
+        grid: of the tokenizer; None where tokens do not lie on one (groups of points).
+        counts: share of every voxel that counts; where nothing of a sample counts, all its places do. Without a grid
+            what counts is what the tokenizer says.
         layer: block of a transformer (it must have been tapped) or level of a pyramid in place of the last.
     """
     if isinstance(encoded, Pyramid):
@@ -109,6 +110,10 @@ def gather(
         content, prefix = encoded.taps[layer], encoded.tap_prefix.get(layer, prefix[:, :0])
     exists = layout.exists.float()
     weight = exists
+    if grid is None:
+        weight = exists if layout.weight is None else _or_all(exists * layout.weight, exists)
+        values = content.float().masked_fill(exists[..., None] == 0, 0.0)
+        return Features(values, weight, layout.modality, prefix.float(), encoded)
     if counts is not None:
         place = layout.id.clamp_min(0) % grid.length
         weight = _or_all(exists * grid.share(counts).gather(1, place), exists)
