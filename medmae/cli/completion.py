@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medmae.core.errors import CheckpointError, MissingDependency, OutOfMemory, UsageError
 
@@ -21,6 +21,53 @@ if TYPE_CHECKING:
     import torch
 
     from medmae.core.autoencoder import Autoencoder
+
+
+class Completes(Protocol):
+    """What can be asked for the missing sequences of a case: a pre-trained model, or one that was fine-tuned to it."""
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Names of the sequences it knows."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of its folder; ``method`` is what it is called."""
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What it remembers of its training data."""
+
+    @property
+    def seen(self) -> tuple[Mapping[str, Any], ...]:
+        """All data it was ever trained on; see ``leakage.leaks``."""
+
+    @property
+    def preprocess(self) -> Mapping[str, Any]:
+        """How a case is brought to its grid and scale."""
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of its weights."""
+
+    @property
+    def overlap(self) -> float:
+        """Of its windows."""
+
+    @property
+    def precision(self) -> str:
+        """ "fp32" or "bf16"."""
+
+    def guess(
+        self,
+        images: Mapping[str, np.ndarray],
+        foreground: np.ndarray,
+        *,
+        spacing: Sequence[float],
+        targets: Sequence[str],
+        on_windows: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """The targets (x, y, z), normalized, from all of ``images`` that are not targets."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +101,11 @@ class Completer:
         return self.config.get("data") or {}
 
     @property
+    def seen(self) -> tuple[Mapping[str, Any], ...]:
+        """Whom it was trained on."""
+        return (self.data,)
+
+    @property
     def preprocess(self) -> Mapping[str, Any]:
         """How a case is brought to the model's grid and scale."""
         return self.data.get("preprocess") or {}
@@ -79,7 +131,7 @@ class Completer:
         batch["spacing"] = torch.tensor([list(spacing)], dtype=torch.float32)
         asked = [name for name in self.sequences if name not in given]
         device = next(self.method.parameters()).device
-        with _explain(self.batch), torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with explained(self.batch), torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             found = complete(
                 self.method, batch, asked, overlap=self.overlap, batch_size=self.batch, on_windows=on_windows
             )
@@ -156,7 +208,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _explain(batch: int) -> Iterator[None]:
+def explained(batch: int) -> Iterator[None]:
     """What to do when memory runs out."""
     import torch
 

@@ -1,4 +1,4 @@
-"""``medmae evaluate classify`` and ``survive``: a fine-tuned model on held-out patients, subset by subset."""
+"""``medmae evaluate classify``, ``survive`` and ``regress``: a model on held-out patients, subset by subset."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from medmae.core.errors import DataError, UsageError
 
+from .against import HELP, check_against, compared
 from .console import emit, emit_json, flags, say
 from .evaluate_segment import GIVEN, chosen_subsets
 from .task_model import TaskModel, open_task, usable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 HELD_OUT = "heldout"
-METRICS = ("auc", "ap", "balanced_accuracy", "c_index")
+METRICS = ("auc", "ap", "balanced_accuracy", "c_index", "r2", "mae", "spearman")
 PARTS = (HELD_OUT, "train", "val", "test", "all")
 
 Checkpoint = Annotated[Path, typer.Option(help="Fine-tuned model or run folder.")]
@@ -35,6 +36,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
 Leakage = Annotated[bool, typer.Option("--allow-leakage", help="Measure on the model's training cases, too.")]
+Against = Annotated[Path | None, typer.Option(help=HELP)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 Identify = Annotated[bool, typer.Option("--identify", help="Write case names in place of short content hashes.")]
 
@@ -44,6 +46,7 @@ def classify(
     data: Data,
     out: Out,
     subsets: Subsets = GIVEN,
+    against: Against = None,
     split: Split = HELD_OUT,
     cases: Cases = None,
     batch: Batch = 1,
@@ -67,6 +70,7 @@ def survive(
     data: Data,
     out: Out,
     subsets: Subsets = GIVEN,
+    against: Against = None,
     split: Split = HELD_OUT,
     cases: Cases = None,
     batch: Batch = 1,
@@ -84,10 +88,35 @@ def survive(
     _run("survive", locals())
 
 
+def regress(
+    checkpoint: Checkpoint,
+    data: Data,
+    out: Out,
+    subsets: Subsets = GIVEN,
+    against: Against = None,
+    split: Split = HELD_OUT,
+    cases: Cases = None,
+    batch: Batch = 1,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    seed: Seed = 0,
+    allow_leakage: Leakage = False,
+    overwrite: Overwrite = False,
+    identify: Identify = False,
+) -> None:
+    """Measure predictions of a number: R2, mean absolute error and rank correlation per subset of sequences.
+
+    R2 is 0 for whoever always says the mean of these cases, below for worse. Intervals are 95 % bootstrap
+    intervals over patients.
+    """
+    _run("regress", locals())
+
+
 def _run(kind: str, options: Mapping[str, Any]) -> None:
     from medmae.data.cohort import open_cohort
     from medmae.data.targets import read_outcomes
     from medmae.data.writing import writing
+    from medmae.evaluate.results import subject_codes
 
     out, split, limit = options["out"], options["split"], options["cases"]
     if split not in PARTS:
@@ -98,6 +127,7 @@ def _run(kind: str, options: Mapping[str, Any]) -> None:
         raise UsageError(f"--out {out} is a file; give a folder")
     if (out / "summary.json").exists() and not options["overwrite"]:
         raise UsageError(f"{out} holds results already; add --overwrite to replace them, or choose another --out")
+    check_against(options["against"], out)
     model = open_task(
         options["checkpoint"],
         kind=kind,
@@ -111,12 +141,14 @@ def _run(kind: str, options: Mapping[str, Any]) -> None:
     if lacking := len(part) - len(outcomes):
         say(f"{lacking} case(s) left aside: no {' or '.join(model.task['columns'].values())}", style="yellow")
     known = [case for case in part if case.key in outcomes]
-    chosen, codes, seen = _held_out(usable(known, model, where=f"with an outcome in {options['data']}"), model, options)
+    chosen, codes, seen = held_out(usable(known, model, where=f"with an outcome in {options['data']}"), model, options)
     chosen, codes = chosen[:limit], codes[:limit]
     wanted = chosen_subsets(options["subsets"], model.sequences, chosen)
     found = _predict_all(model, chosen, wanted)
     truth = [outcomes[case.key] for case in chosen]
     names = [case.key for case in chosen] if options["identify"] else codes
+    subjects = [case.subject for case in chosen]
+    owners = subjects if options["identify"] else subject_codes(codes, subjects)
     cells = _cells(kind, model, chosen, truth, found, seed=options["seed"])
     about = {
         "task": kind,
@@ -133,21 +165,27 @@ def _run(kind: str, options: Mapping[str, Any]) -> None:
         "precision": options["precision"],
     }
     with writing(out):
-        files = _write(out, model, names, truth, found, cells, about)
+        files = _write(out, model, names, owners, truth, found, cells, about)
     if flags().json:
         from medmae.evaluate.table import summary_json
 
         whole = summary_json(cells, about)
         emit_json(
-            {"about": whole["about"], "summary": whole["summary"], "files": {k: str(v) for k, v in files.items()}}
+            {
+                "about": whole["about"],
+                "summary": whole["summary"],
+                "files": {k: str(v) for k, v in files.items()},
+                **compared(out, options["against"], seed=options["seed"]),
+            }
         )
         return
     emit(f"{', '.join(model.task['columns'].values())} of {len(chosen)} case(s) [95 % interval over subjects]")
     emit(_text(cells))
     emit(os.fspath(out))
+    compared(out, options["against"], seed=options["seed"])
 
 
-def _held_out(
+def held_out(
     cases: Sequence[Any], model: TaskModel, options: Mapping[str, Any]
 ) -> tuple[list[Any], list[str], dict[str, int]]:
     """The cases to measure, their codes, and how many of them the model has seen in which way."""
@@ -212,6 +250,7 @@ def _cells(
     """The metrics of every subset, with intervals."""
     import numpy as np
 
+    from medmae.evaluate.probe_scores import value_scores
     from medmae.evaluate.scores import Scored, class_measure, summarize, survival_measure
 
     names = list(model.task.get("classes") or ())
@@ -223,6 +262,9 @@ def _cells(
         if len(set(labels.tolist())) < 2:
             raise DataError(f"all {len(truth)} case(s) have the class {truth[0]['class']!r}: nothing to tell apart")
         strata: list[Any] = labels.tolist()
+    elif kind == "regress":
+        value = np.array([float(t["value"]) for t in truth])
+        strata = [""] * len(truth)
     else:
         time, event = (np.array([float(t[role]) for t in truth]) for role in ("time", "event"))
         if not event.any():
@@ -236,6 +278,9 @@ def _cells(
         if kind == "classify":
             probability = np.stack([rows[i]["probability"] for i in rows])
             parts.append(Scored(subset, index, class_measure(probability, labels[index])))
+        elif kind == "regress":
+            guess = np.array([float(rows[i]["value"]) for i in rows])
+            parts.append(Scored(subset, index, value_scores(guess, value[index])))
         else:
             risk = np.array([float(rows[i]["risk"]) for i in rows])
             parts.append(Scored(subset, index, survival_measure(risk, time[index], event[index] > 0)))
@@ -253,6 +298,7 @@ def _write(
     out: Path,
     model: TaskModel,
     names: Sequence[str],
+    owners: Sequence[str],
     truth: Sequence[Any],
     found: Predictions,
     cells: Sequence[Any],
@@ -267,9 +313,9 @@ def _write(
 
     out.mkdir(parents=True, exist_ok=True)
     roles = list(model.task["columns"])
-    head = ["case", "given", *(f"true_{role}" for role in roles), *model.columns()]
+    head = ["case", "subject", "given", *(f"true_{role}" for role in roles), *model.columns()]
     lines = [
-        [cell(names[row]), subset, *(truth[row][role] for role in roles), *model.values(said)]
+        [cell(names[row]), cell(owners[row]), subset, *(truth[row][role] for role in roles), *model.values(said)]
         for subset, rows in found.items()
         for row, said in rows.items()
     ]

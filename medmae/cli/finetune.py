@@ -13,16 +13,30 @@ import typer
 from medmae.core.errors import DataError, UsageError
 
 from .console import chatter_aside, emit, emit_json, flags, say
-from .finetune_table import classify, survive
+from .finetune_run import Wish
+from .finetune_segment import finetune_segment
+from .finetune_synthesize import synthesize
+from .finetune_table import classify, regress, survive
+from .given import given_options
 
 if TYPE_CHECKING:
     from medmae.transfer.nnunet.folders import Folders
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-BACKENDS = ("nnunet",)
+BACKENDS = ("nnunet", "medmae")
 LABELS = ("classes", "regions")
+NNUNET = (
+    "dataset_id", "name", "planner", "configuration", "iterations", "validation_iterations", "warmup_epochs",
+    "learning_rate", "min_loaded", "tta", "nnunet_root", "plan_only",
+)  # fmt: skip
+OWN = (
+    "method", "scale", "fraction", "features", "deep_supervision", "dropout", "class_weights", "label_share", "distill",
+    "preset", "sequences", "steps", "batch", "lr", "patience", "precision", "cache", "set_",
+)  # fmt: skip
 app.command()(classify)
 app.command()(survive)
+app.command()(regress)
+app.command()(synthesize)
 
 
 @app.callback()
@@ -32,52 +46,94 @@ def _root() -> None:
 
 @app.command()
 def segment(
+    ctx: typer.Context,
     data: Annotated[str, typer.Option(help="Cohort with labels: spec, nnU-Net folder, data list or CSV.")],
-    out: Annotated[Path, typer.Option(help="Folder for everything: nnU-Net's folders, the model, the test results.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything: the model, the test results, nnU-Net's folders.")],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights to start from: model or run folder, exported or published file.")
     ] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Start from random weights.")] = False,
-    backend: Annotated[str, typer.Option(help="What trains: nnunet.")] = "nnunet",
+    backend: Annotated[str, typer.Option(help="What trains: nnunet, or medmae (one network, any subset).")] = "nnunet",
     dataset_id: Annotated[int, typer.Option(help="Number of the nnU-Net data set, 1 to 999.")] = 501,
-    name: Annotated[str | None, typer.Option(help="Its name [default: the spec's].")] = None,
+    name: Annotated[str | None, typer.Option(help="nnunet: name of its data set [default: the spec's].")] = None,
     label: Annotated[str, typer.Option(help="Train on the spec's classes or its regions.")] = "classes",
-    planner: Annotated[str, typer.Option(help="default, ResEncM, ResEncL, ResEncXL.")] = "ResEncM",
-    configuration: Annotated[str, typer.Option(help="Configuration of the plans.")] = "3d_fullres",
+    planner: Annotated[str, typer.Option(help="nnunet: default, ResEncM, ResEncL, ResEncXL.")] = "ResEncM",
+    configuration: Annotated[str, typer.Option(help="nnunet: configuration of the plans.")] = "3d_fullres",
     folds: Annotated[int, typer.Option(min=1, help="Folds by subject; 1 is the split of the spec.")] = 1,
-    fold: Annotated[str, typer.Option(help="Which of them to train, from 0; or all (no validation).")] = "0",
-    schedule: Annotated[str | None, typer.Option(help="sawtooth (CNN), warmup (ViT) or scratch.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs [default: nnU-Net's 1000].")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Batches per epoch [default: nnU-Net's 250].")] = None,
-    validation_iterations: Annotated[int | None, typer.Option(help="Of validation, per epoch [default: 50].")] = None,
-    warmup_epochs: Annotated[int | None, typer.Option(help="Length of each warm-up.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    fold: Annotated[str, typer.Option(help="Which of them, from 0; nnunet: or all (no validation).")] = "0",
+    schedule: Annotated[
+        str | None, typer.Option(help="full, frozen, warmup, sawtooth; nnunet: sawtooth, warmup, scratch.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Epochs [default: 200; nnunet: 1000].")] = None,
+    iterations: Annotated[int | None, typer.Option(help="nnunet: batches per epoch [250].")] = None,
+    validation_iterations: Annotated[int | None, typer.Option(help="nnunet: of validation, per epoch [50].")] = None,
+    warmup_epochs: Annotated[int | None, typer.Option(help="nnunet: length of each warm-up.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="nnunet: peak learning rate.")] = None,
     layer_decay: Annotated[float, typer.Option(help="Factor of the learning rate per encoder stage.")] = 1.0,
     modality_dropout: Annotated[
         float | None,
-        typer.Option(help="How often a sample loses sequences [default: 0.3 with several sequences]."),
+        typer.Option(help="How often a sample loses sequences [default: 0.5; nnunet: 0.3 with several]."),
     ] = None,
-    min_loaded: Annotated[float | None, typer.Option(help="Fail where fewer of the weights fit.")] = None,
-    subsets: Annotated[str, typer.Option(help="Of the test: given, all, or a list such as t1n,t1n+t2w.")] = "given",
+    min_loaded: Annotated[float | None, typer.Option(help="nnunet: fail where fewer of the weights fit.")] = None,
+    subsets: Annotated[
+        str | None, typer.Option(help="Of the test: given, all, or t1n,t1n+t2w [default: all; nnunet: given].")
+    ] = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Predict and measure the test part.")
     ] = True,
-    tta: Annotated[bool, typer.Option("--tta/--no-tta", help="Average test predictions over mirrored inputs.")] = True,
+    tta: Annotated[bool, typer.Option("--tta/--no-tta", help="nnunet: average over mirrored inputs.")] = True,
     nnunet_root: Annotated[
         Path | None, typer.Option(help="Folder of nnU-Net's three folders [default: OUT/nnunet].")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0 is this one [default: up to 8].")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes; 0 is this one [default: 2; nnunet: up to 8].")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of training and of the bootstrap.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again where a model is.")] = False,
-    plan_only: Annotated[bool, typer.Option("--plan-only", help="Convert, plan and stop before training.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="nnunet: stop before training.")] = False,
+    method: Annotated[str | None, typer.Option(help="medmae, from scratch: name of a method (bm_mae).")] = None,
+    scale: Annotated[str | None, typer.Option(help="medmae, from scratch: named size of the method.")] = None,
+    fraction: Annotated[float, typer.Option(help="medmae: share of the training subjects, in (0, 1].")] = 1.0,
+    features: Annotated[int, typer.Option(min=1, help="medmae: channels at full resolution.")] = 16,
+    deep_supervision: Annotated[
+        bool, typer.Option("--deep-supervision/--no-deep-supervision", help="medmae: losses at coarser scales, too.")
+    ] = True,
+    dropout: Annotated[float, typer.Option(help="medmae: of the decoder's last channels.")] = 0.0,
+    class_weights: Annotated[
+        str, typer.Option(help="medmae: none, or balanced (rare ones weigh more: 1 / sqrt(voxels)).")
+    ] = "none",
+    label_share: Annotated[float, typer.Option(help="medmae: share of crops centered on a labeled voxel.")] = 0.5,
+    distill: Annotated[
+        float, typer.Option(help="medmae: weight of a teacher (mean of the model) that sees all sequences; 0: none.")
+    ] = 0.0,
+    preset: Annotated[
+        str, typer.Option(help="medmae: any-subset; published: BM-MAE's decoder, tied to --sequences.")
+    ] = "any-subset",
+    sequences: Annotated[
+        str | None, typer.Option(help="medmae, published: the one subset, such as t1c,t2f [default: all].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="medmae: optimizer steps, in place of epochs.")] = None,
+    batch: Annotated[int | None, typer.Option(help="medmae: crops per step [default: 2].")] = None,
+    lr: Annotated[float | None, typer.Option(help="medmae: peak learning rate [default: 3e-4].")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="medmae: validations without progress before it stops; 0: never [30].")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="medmae: fp32 or bf16.")] = "fp32",
+    cache: Annotated[Path | None, typer.Option(help="medmae: folder of prepared cases.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="medmae: train.key=value, repeatable: train.ema=0.999.")
+    ] = None,
 ) -> None:
-    """Fine-tune to segmentation inside nnU-Net, predict the test part and measure it.
+    """Fine-tune to segmentation, predict the test part and measure it.
 
-    The spec's cohort becomes an nnU-Net data set (links where possible, placeholders for missing sequences, splits by
-    subject), is planned by nnU-Net and trained on that plan, then the test part is predicted and measured. What is
-    done already and has not changed is not done again.
+    With --backend medmae, one network learns every subset of the sequences, whatever patients lack; the cases that it
+    has not seen are measured from every subset. Options that a backend does not have are refused.
+
+    With --backend nnunet, the spec's cohort becomes an nnU-Net data set (links where possible, placeholders for missing
+    sequences, splits by subject), is planned by nnU-Net and trained on that plan, then the test part is predicted and
+    measured. What is done already and has not changed is not done again.
     """
     from medmae.data.cohort import open_cohort
     from medmae.data.writing import writing
@@ -90,8 +146,36 @@ def segment(
 
     if backend not in BACKENDS:
         raise UsageError(f"--backend {backend!r}: there is {', '.join(BACKENDS)}")
+    foreign = {name: f"--{name.strip('_').replace('_', '-')}" for name in (OWN if backend == "nnunet" else NNUNET)}
+    if given := given_options(ctx, foreign):
+        other = BACKENDS[1 - BACKENDS.index(backend)]
+        raise UsageError(f"{', '.join(given)}: of --backend {other}, and this is --backend {backend}")
     if label not in LABELS:
         raise UsageError(f"--label must be one of {', '.join(LABELS)}, not {label!r}")
+    if backend == "medmae":
+        if not fold.isdecimal():
+            raise UsageError(f"--fold {fold}: a number from 0 to {folds - 1}")
+        tied = preset == "published"
+        asked = {
+            "fold": int(fold), "schedule": schedule or "full", "workers": 2 if workers is None else workers,
+            "modality_dropout": (0.0 if tied else 0.5) if modality_dropout is None else modality_dropout,
+        }  # fmt: skip
+        finetune_segment(
+            Wish.of({**locals(), **asked}),
+            label=label,
+            features=features,
+            deep_supervision=deep_supervision,
+            dropout=dropout,
+            class_weights=class_weights,
+            label_share=label_share,
+            preset=preset,
+            sequences=sequences,
+            subsets=subsets or "all",
+            evaluate=evaluate,
+        )
+        return
+    if epochs is not None and epochs != int(epochs):
+        raise UsageError(f"--epochs {epochs:g}: nnU-Net counts whole epochs")
     if (checkpoint is None) != from_scratch:
         raise UsageError("give --checkpoint (weights to start from) or --from-scratch, one of them")
     if fold != "all" and (not fold.isdecimal() or int(fold) >= folds):
@@ -105,7 +189,7 @@ def segment(
         checkpoint=None if checkpoint is None else str(checkpoint),
         from_scratch=from_scratch,
         schedule=schedule,
-        epochs=epochs,
+        epochs=None if epochs is None else int(epochs),
         iterations=iterations,
         validation_iterations=validation_iterations,
         warmup_epochs=warmup_epochs,
@@ -189,7 +273,7 @@ def segment(
         cohort,
         test,
         out=out / "test",
-        subsets=subsets,
+        subsets=subsets or "given",
         folds=[fold],
         device=device,
         workers=many,

@@ -102,6 +102,7 @@ class Goal:
         source: volumes, outcomes, what was fitted -> source of the training; None takes the volumes as they are.
         defaults: settings of training in place of the common ones.
         next: what to type next, with ``{folder}``, ``{data}`` and ``{out}``.
+        after: what is done with the finished run, and prints its result in place of the folder; whether it printed one.
     """
 
     kind: str
@@ -115,6 +116,7 @@ class Goal:
     source: Callable[[Any, Mapping[str, Outcome], Fitted], Any] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     next: str = "medmae evaluate {kind} --checkpoint {folder} --data {data} --subsets all --out {out}/test"
+    after: Callable[[], bool] | None = None
 
 
 def run(wish: Wish, goal: Goal) -> None:
@@ -144,10 +146,10 @@ def run(wish: Wish, goal: Goal) -> None:
         check_free(wish.out, resume=wish.resume, overwrite=wish.overwrite)
     name, recipe, pretrained = base(wish, cohort)
     sequences = tuple(recipe["sequences"])
+    cohort = prepared_alike(cohort, pretrained)
     outcomes = goal.outcomes(cohort, sequences)
     if lacking := len(cohort.cases) - len(outcomes):
         say(f"{lacking} case(s) left aside: no {goal.target}", style="yellow")
-    cohort = prepared_alike(cohort, pretrained)
     cohort = _divided(cohort, outcomes, wish, goal)
     if wish.fraction < 1:
         cohort = _fewer(cohort, outcomes, wish, goal)
@@ -230,6 +232,8 @@ def run(wish: Wish, goal: Goal) -> None:
     folder = wish.out / "model"
     told = {"kind": goal.kind, "folder": folder, "data": wish.data, "out": wish.out}
     say(f"The model is in {folder}. Next: {goal.next.format(**told)}")
+    if goal.after is not None and main_process() and goal.after():
+        return
     if flags().json:
         emit_json(
             {"folder": os.fspath(folder), "steps": result.steps, "best": result.best, "classes": list(fitted.classes)}
@@ -303,8 +307,9 @@ def _divided(cohort: Cohort, outcomes: Mapping[str, Outcome], wish: Wish, goal: 
     cases = [case for case in cohort.cases if case.key in outcomes]
     strata = [goal.stratum(outcomes[case.key]) for case in cases]
     names = sorted(set(strata))
-    if len(names) == 1 and goal.kind != "classify":  # nothing to balance
-        names, strata = ["", *names], [("", names[0])[i % 2] for i in range(len(strata))]
+    if len(names) == 1 and goal.kind != "classify":  # nothing to balance: any two halves of the subjects will do
+        turn = {name: i % 2 for i, name in enumerate(dict.fromkeys(case.subject for case in cases))}
+        names, strata = ["0", "1"], [str(turn[case.subject]) for case in cases]
     fold = assign_folds(
         np.array([names.index(s) for s in strata]), [c.subject for c in cases],
         classes=names, folds=wish.folds, seed=wish.seed,

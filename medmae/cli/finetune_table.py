@@ -1,4 +1,4 @@
-"""``medmae finetune classify`` and ``survive``: from a clinical table to a model for every subset of sequences.
+"""``medmae finetune classify``, ``survive`` and ``regress``: from a clinical table to one model for every subset.
 
 This file says what the options are; ``finetune_run`` does what they say.
 """
@@ -49,7 +49,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in
 
 
 def _goal(
-    kind: str, *, columns: Mapping[str, str], head: str, pool: str, stratum: str, fit: Callable[[Any], Fitted]
+    kind: str, *, columns: Mapping[str, str], head: str, pool: str, stratum: str | None, fit: Callable[[Any], Fitted]
 ) -> Goal:
     """A task of the clinical table.
 
@@ -69,7 +69,7 @@ def _goal(
         head={"kind": head, "pool": pool},
         outcomes=lambda cohort, sequences: read_outcomes(cohort.cases, cohort.spec, columns=columns),
         fit=fit,
-        stratum=lambda outcome: str(outcome[stratum]),
+        stratum=lambda outcome: "" if stratum is None else str(outcome[stratum]),
         columns=columns,
         source=lambda volumes, outcomes, fitted: TargetSource(volumes, outcomes, classes=fitted.classes),
     )
@@ -182,3 +182,51 @@ def survive(
 
     wish, columns = Wish.of(locals()), {"time": time, "event": event}
     run(wish, _goal("survive", columns=columns, head=head, pool=pool, stratum="event", fit=fit))
+
+
+def regress(
+    data: Data,
+    target: Annotated[str, typer.Option(help="Column of the table that is to be told: a number or a time.")],
+    out: Out,
+    checkpoint: Checkpoint = None,
+    from_scratch: Scratch = False,
+    method: MethodName = None,
+    scale: Scale = None,
+    folds: Folds = 1,
+    fold: Fold = 0,
+    fraction: Fraction = 1.0,
+    head: Head = "linear",
+    pool: Pool = "mean",
+    layer: Layer = None,
+    schedule: Schedule = "full",
+    layer_decay: LayerDecay = 1.0,
+    modality_dropout: Dropout = 0.5,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: Rate = None,
+    patience: Patience = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    workers: Workers = 2,
+    cache: Cache = None,
+    set_: Set = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune to a number of the clinical table, for every subset of the sequences.
+
+    Patients that lack sequences stay in; those without a value are left aside. The number is standardized by its mean
+    and deviation over the training part.
+    """
+
+    def fit(outcomes: Sequence[Any]) -> Fitted:
+        from medmae.data import targets
+
+        mean, std = targets.scale(outcomes)
+        line = f"  values    mean {mean:g}, deviation {std:g} in training"
+        return Fitted({"kind": "regression", "mean": mean, "std": std}, lines=(line,))
+
+    wish = Wish.of(locals())
+    run(wish, _goal("regress", columns={"value": target}, head=head, pool=pool, stratum=None, fit=fit))

@@ -15,10 +15,17 @@ import typer
 
 from medmae.core.errors import CheckpointError, DataError, UsageError
 
+from .completion_write import Request, complete_and_write
 from .console import emit, emit_json, flags
-from .reconstruct import named_inputs
+from .given import given_options
+from .reconstruct import named_inputs, target_names
 from .task_model import TaskModel, open_task, usable
 
+DENSE = {"probabilities": "--probabilities", "overlap": "--overlap"}
+SYNTHESIS = {
+    "targets": "--targets", "uncertainty": "--uncertainty", "reference": "--reference", "units": "--units",
+    "match": "--match", "resample": "--resample", "hide_present": "--hide-present", "identify": "--identify",
+}  # fmt: skip
 PARTS = ("train", "val", "test", "all")
 
 
@@ -31,9 +38,38 @@ class Patient:
     mask: Path | None
 
 
+@dataclass(frozen=True)
+class Order:
+    """What is to be written.
+
+    Attributes:
+        out: file or folder.
+        overwrite: replace what is there.
+        cohort: whether the patients are those of a cohort, rather than one given by its files.
+        probabilities: of segmentation: write probabilities, too.
+        overlap: of windows, where every voxel has an answer.
+        members: of synthesis: all models, the first one included.
+        request: of synthesis.
+    """
+
+    out: Path
+    overwrite: bool = False
+    cohort: bool = False
+    probabilities: bool = False
+    overlap: float = 0.5
+    members: tuple[TaskModel, ...] = ()
+    request: Request | None = None
+
+
 def run(
-    checkpoint: Annotated[Path, typer.Option(help="Fine-tuned model or run folder.")],
-    out: Annotated[Path, typer.Option(help="File to write: .csv for classes and survival.")],
+    ctx: typer.Context,
+    checkpoint: Annotated[
+        list[Path], typer.Option(help="Fine-tuned model or run folder; several that synthesize are an ensemble.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="To write: .csv (classes, survival), .nii.gz (images), or with --data their folder."),
+    ],
     data: Annotated[str | None, typer.Option(help="A cohort: spec, folder, data list or CSV.")] = None,
     t1n: Annotated[Path | None, typer.Option(help="T1-weighted image.")] = None,
     t1c: Annotated[Path | None, typer.Option(help="T1-weighted image with contrast agent.")] = None,
@@ -47,13 +83,41 @@ def run(
     batch: Annotated[int, typer.Option(help="Windows per forward pass.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Segmentation: write the probability of each name, too.")
+    ] = False,
+    overlap: Annotated[float, typer.Option(help="Images: share of a window that others cover, per axis.")] = 0.5,
+    targets: Annotated[
+        str | None, typer.Option(help="Synthesis: sequences to make, such as t1c,t2f [default: all that are missing].")
+    ] = None,
+    uncertainty: Annotated[
+        int, typer.Option(min=0, help="Synthesis: passes with dropout, whose deviation is written, too.")
+    ] = 0,
+    reference: Annotated[
+        str | None, typer.Option(help="Synthesis: sequence whose grid is written [default: the first given].")
+    ] = None,
+    units: Annotated[str | None, typer.Option(help="Synthesis: cohort or zscore, as of `medmae reconstruct`.")] = None,
+    match: Annotated[
+        Path | None, typer.Option(help="Synthesis: image of the target sequence that gives the units.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Synthesis: bring inputs of another grid to that of the reference.")
+    ] = False,
+    hide_present: Annotated[
+        bool, typer.Option("--hide-present", help="Synthesis, with --data: make --targets that a case has, too.")
+    ] = False,
+    identify: Annotated[
+        bool, typer.Option("--identify", help="Synthesis: write file and case names into the sidecar.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
     """Predict with a fine-tuned model, from any subset of its sequences.
 
     Classes: the likeliest one and the probability of each. Survival: the risk (larger is sooner) and, in discrete time,
     the expected time up to the last interval and the probability to survive each interval. Whole volumes are covered by
-    windows. A research tool: not for diagnosis.
+    windows. Segmentation: a label map with the values of the spec that it was trained on, on the grid of the first
+    image. Synthesis: every missing sequence, marked as synthetic, with a sidecar, in the units of `medmae reconstruct`.
+    A research tool: not for diagnosis.
     """
     named = named_inputs({"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}, input_ or [])
     if data is not None and (named or mask is not None):
@@ -64,10 +128,21 @@ def run(
         )
     if split not in PARTS:
         raise UsageError(f"--split must be one of {', '.join(PARTS)}, not {split!r}")
-    model = open_task(checkpoint, device=device, batch=batch, precision=precision)
+    models = [open_task(path, device=device, batch=batch, precision=precision) for path in checkpoint]
+    model = models[0]
     kind = str(model.task.get("kind"))
     if kind not in KINDS:
-        raise CheckpointError(f"{checkpoint} is fine-tuned to {kind}, which this medmae cannot predict: upgrade medmae")
+        raise CheckpointError(
+            f"{checkpoint[0]} is fine-tuned to {kind}, which this medmae cannot predict: upgrade medmae"
+        )
+    if kind != "synthesize" and len(models) > 1:
+        raise UsageError(f"--checkpoint is given {len(models)} times: only models that synthesize make an ensemble")
+    if kind != "synthesize" and (foreign := given_options(ctx, SYNTHESIS)):
+        raise UsageError(f"{', '.join(foreign)}: of no use for a model that is fine-tuned to {kind}")
+    if kind == "synthesize" and (foreign := given_options(ctx, {"probabilities": "--probabilities"})):
+        raise UsageError(f"{', '.join(foreign)}: of no use for a model that is fine-tuned to {kind}")
+    if KINDS[kind] is predict_table and (foreign := given_options(ctx, DENSE)):
+        raise UsageError(f"{', '.join(foreign)}: of no use for a model that is fine-tuned to {kind}")
     if data is None:
         patients = [Patient(next(iter(named.values())).name.split(".")[0], named, mask)]
     else:
@@ -76,19 +151,37 @@ def run(
         cohort = open_cohort(data)
         cases = cohort.cases if split == "all" else cohort.split()[split]
         patients = [Patient(c.key, c.images, c.mask) for c in usable(cases, model, where=f"of {data}")]
-    KINDS[kind](model, patients, out, overwrite)
+    request = Request(
+        named=named,
+        targets=None if targets is None else target_names(targets),
+        out=out,
+        data=data,
+        part=split,
+        mask=mask,
+        reference=reference,
+        units=units,
+        match=match,
+        resample=resample,
+        hide_present=hide_present,
+        passes=uncertainty,
+        overwrite=overwrite,
+        identify=identify,
+    )
+    order = Order(out, overwrite, data is not None, probabilities, overlap, tuple(models), request)
+    KINDS[kind](model, patients, order)
 
 
-def predict_table(model: TaskModel, patients: Sequence[Patient], out: Path, overwrite: bool) -> None:
+def predict_table(model: TaskModel, patients: Sequence[Patient], order: Order) -> None:
     """One line per patient as CSV. Nothing is written where a patient cannot be read; all faults are told at once."""
     from medmae.atomic import write_text
     from medmae.data.workers import progress
     from medmae.data.writing import writing
     from medmae.evaluate.cells import cell, csv_text
 
+    out = order.out
     if out.is_dir() or out.suffix.lower() != ".csv":
         raise UsageError(f"--out {out}: name a .csv file")
-    if out.exists() and not overwrite:
+    if out.exists() and not order.overwrite:
         raise UsageError(f"{out} exists already; add --overwrite to replace it")
     lines: list[list[object]] = []
     faults: list[str] = []
@@ -117,8 +210,26 @@ def predict_table(model: TaskModel, patients: Sequence[Patient], out: Path, over
         emit(os.fspath(out))
 
 
-KINDS: Mapping[str, Callable[[TaskModel, Sequence[Patient], Path, bool], None]] = {
+def predict_labels(model: TaskModel, patients: Sequence[Patient], order: Order) -> None:
+    """Label maps; see ``predict_segment``."""
+    from .predict_segment import predict_segment
+
+    predict_segment(model, patients, order)
+
+
+def predict_images(model: TaskModel, patients: Sequence[Patient], order: Order) -> None:
+    """What patients lack, as NIfTI; see :mod:`medmae.cli.completion_write`."""
+    from .synthesizer import synthesizer_of
+
+    assert order.request is not None
+    complete_and_write(order.request, lambda: synthesizer_of(order.members, overlap=order.overlap), verb="synthesized")
+
+
+KINDS: Mapping[str, Callable[[TaskModel, Sequence[Patient], Order], None]] = {
     "classify": predict_table,
+    "regress": predict_table,
+    "segment": predict_labels,
     "survive": predict_table,
+    "synthesize": predict_images,
 }
 """Kind of a task -> what predicts it and writes the result."""

@@ -36,6 +36,7 @@ class Reference:
         code: what tables call it.
         path: the label file.
         given: the sequences the case has.
+        subject: whose case it is; empty where nobody said.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Reference:
     code: str
     path: Path
     given: tuple[str, ...] = (GIVEN,)
+    subject: str = ""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ class TaskModel:
         """Names of the numbers of :meth:`values`."""
         if self.task["kind"] == "classify":
             return ["prediction", *(f"probability_{name}" for name in self.task["classes"])]
+        if self.task["kind"] == "regress":
+            return ["value"]
         edges = getattr(self.method.objective, "edges", None)
         if edges is None:
             return ["risk"]
@@ -107,6 +109,8 @@ class TaskModel:
         if self.task["kind"] == "classify":
             probability = found["probability"].tolist()
             return [self.task["classes"][int(found["probability"].argmax())], *probability]
+        if self.task["kind"] == "regress":
+            return [float(found["value"])]
         survival = found["survival"].tolist() if "survival" in found else []
         return [float(found[name]) for name in ("risk", "expected") if name in found] + survival
 

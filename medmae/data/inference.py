@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 
 from medmae.core.errors import DataError
 from medmae.data.augment import normalize
@@ -31,6 +31,7 @@ class InferenceCase:
     value = normalized * std + mean. ``affine`` is the grid's, ``header`` that of the input whose grid is written (the
     first one given). ``files``: SHA-256 of every input, to be compared with a model's training files; ``voxels``: a
     hash of its values and place. ``odd``: what is odd about an input; a constant one is not among the images.
+    ``label``: classes of the label file, where one was asked for.
     """
 
     images: Mapping[str, Float[np.ndarray, "x y z"]]
@@ -42,6 +43,7 @@ class InferenceCase:
     files: Mapping[str, str]
     voxels: Mapping[str, str]
     odd: Mapping[str, str]
+    label: Integer[np.ndarray, "x y z"] | None = None
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -74,18 +76,27 @@ class _Files:
     label: Path | None = None
 
 
-def load_case(images: Mapping[str, str | Path], preprocess: Any, *, mask: str | Path | None = None) -> InferenceCase:
+def load_case(
+    images: Mapping[str, str | Path],
+    preprocess: Any,
+    *,
+    mask: str | Path | None = None,
+    label: str | Path | None = None,
+    remap: Mapping[int, int] | None = None,
+) -> InferenceCase:
     """Read and prepare one case as the model's training cases were.
 
     ``images``: sequence -> file, the first one decides the grid that results are written on. ``preprocess``: the
     settings in a model's config (``describe()["preprocess"]``), a Spec or PreprocessSettings. ``mask``: foreground;
-    estimated where there is none. DataError for files that cannot be read or do not share a grid.
+    estimated where there is none. ``label``: read beside the images, its values sent through ``remap``. DataError for
+    files that cannot be read or do not share a grid.
     """
     if not images:
         raise DataError("no image was given; give at least one, such as --t1n FILE")
-    case = _Files("given", {name: Path(path) for name, path in images.items()}, None if mask is None else Path(mask))
+    named = {name: Path(path) for name, path in images.items()}
+    case = _Files("given", named, *(None if path is None else Path(path) for path in (mask, label)))
     prints = Fingerprints(None)
-    prepared = prepare(case, PreprocessSettings.of(preprocess), remap={})
+    prepared = prepare(case, PreprocessSettings.of(preprocess), remap=remap or {})
     return _normalized(
         prepared, {name: prints.of(path) for name, path in case.images.items() if name in prepared.images}
     )
@@ -108,6 +119,7 @@ def _normalized(prepared: Prepared, files: Mapping[str, str]) -> InferenceCase:
         files=files,
         voxels=prepared.voxels,
         odd=prepared.odd,
+        label=prepared.label,
     )
 
 

@@ -18,9 +18,12 @@ from .finetuned import Finetuned
 from .heads import build_head
 from .objectives import Classes, Cox, Hazards, Objective, Regression
 from .segments import Segments
+from .synthesis import KIND as SYNTHESIS
+from .synthesis import Synthesis, build_synthesis
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
     "classes": Classes, "cox": Cox, "hazards": Hazards, "regression": Regression, "segments": Segments,
+    "synthesis": Synthesis,
 }  # fmt: skip
 
 
@@ -63,6 +66,8 @@ def build(recipe: Mapping[str, Any], *, method: Method | None = None) -> Finetun
     objective = build_objective(recipe["objective"])
     if recipe["head"].get("kind") in DENSE:
         head: nn.Module = build_dense(recipe["head"], backbone=backbone, outputs=objective.outputs)
+    elif recipe["head"].get("kind") == SYNTHESIS:
+        head = build_synthesis(recipe["head"], backbone=backbone, outputs=objective.outputs)
     else:
         head = build_head(recipe["head"], width=backbone.width, outputs=objective.outputs)
     head.start(objective.start())  # type: ignore[operator]

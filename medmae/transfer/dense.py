@@ -23,15 +23,17 @@ from medmae.nets.unetr import PyramidDecoder, UnetrDecoder, token_map
 
 from .backbone import Backbone
 from .pooling import Features
+from .published import KIND as PUBLISHED
+from .published import PublishedHead
 
-KINDS = ("decoder",)
+KINDS = ("decoder", PUBLISHED)
 
 
 class DenseHead(nn.Module):
     """A decoder that fits the backbone: UNETR's for tokens, a U-Net's for maps.
 
     Args:
-        backbone: of three axes, with one value per voxel and sequence; it is told which of its hidden layers to hand on.
+        backbone: of three axes, with one value per voxel and sequence; it is told which hidden layers to hand on.
         outputs: channels that go out.
         features: channels at full resolution.
         deep_supervision: in training, hand out the scores of all scales but the coarsest, the finest first.
@@ -115,11 +117,12 @@ def _strides(encoder: Any, patch: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [first, *((2,) * len(patch) for _ in range(count - 1))]
 
 
-def build_dense(recipe: Mapping[str, Any], *, backbone: Backbone, outputs: int) -> DenseHead:
+def build_dense(recipe: Mapping[str, Any], *, backbone: Backbone, outputs: int) -> DenseHead | PublishedHead:
     """The dense head that ``recipe`` describes.
 
     Args:
-        recipe: ``kind`` (decoder), ``features``, ``deep_supervision``, ``dropout``.
+        recipe: ``kind`` (decoder), ``features``, ``deep_supervision``, ``dropout``; or ``kind`` (published),
+            ``features``, ``sequences``.
         backbone: what it decodes.
         outputs: channels that go out.
 
@@ -128,6 +131,7 @@ def build_dense(recipe: Mapping[str, Any], *, backbone: Backbone, outputs: int) 
     """
     options = {name: value for name, value in recipe.items() if name != "kind"}
     try:
-        return DenseHead(backbone, outputs, **options)
+        made = PublishedHead if recipe.get("kind") == PUBLISHED else DenseHead
+        return made(backbone, outputs, **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"the {recipe.get('kind')} head cannot be built: {error}") from error

@@ -102,7 +102,7 @@ class Finetuned(Method):
 
     def answer(self, batch: Batch) -> Any:
         """The raw numbers of every sample, with all sequences it has; of several scales, where a head has them."""
-        return self.head(self.backbone(batch), batch)
+        return self.objective.completed(self.head(self.backbone(batch), batch), batch)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """What the model says of every sample, by name; see the objective's ``read``."""

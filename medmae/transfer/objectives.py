@@ -7,7 +7,7 @@ to outcomes (class weights, time bins, scales) is fitted on training cases befor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, raw: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses."""
+
+    def completed(self, raw: Any, batch: Batch) -> Any:
+        """What a head says together with what needs no head; the default is the former alone."""
+        return raw
 
     def start(self) -> Float[Tensor, " outputs"]:
         """Raw numbers that say what is known before any image is seen; heads begin there."""

@@ -31,6 +31,7 @@ class Segments(Objective):
         values: for each of them, the values in the label that it unites.
         exclusive: classes that exclude one another, with a background channel in front; else regions that may overlap.
         weights: of the names in both losses, best with mean 1; None weighs all alike. Rare ones deserve more.
+        ignore: value in the label whose voxels count for nothing.
         dice: share of the Dice loss, in [0, 1]; the rest is cross-entropy.
         prevalence: share of voxels of each name in training, from which the scores begin; None is 0.02 each.
 
@@ -47,6 +48,7 @@ class Segments(Objective):
         values: Sequence[Sequence[int]],
         exclusive: bool = False,
         weights: Sequence[float | int] | None = None,
+        ignore: int | None = None,
         dice: float | int = 0.5,
         prevalence: Sequence[float | int] | None = None,
     ) -> None:
@@ -59,7 +61,7 @@ class Segments(Objective):
         if not 0 <= dice <= 1:
             raise ValueError(f"the share of the Dice loss is in [0, 1], not {dice}")
         self.names, self.values, self.exclusive, self.dice = tuple(names), [list(v) for v in values], exclusive, dice
-        self.outputs = len(names) + exclusive
+        self.ignore, self.outputs = ignore, len(names) + exclusive
         scale = [1.0] * len(names) if weights is None else [float(w) for w in weights]
         self.register_buffer("weights", torch.tensor([1.0] * exclusive + scale))
         self.prevalence = [0.02] * len(names) if prevalence is None else [float(p) for p in prevalence]
@@ -114,7 +116,8 @@ class Segments(Objective):
         truth = torch.cat(channels, 1)
         if self.exclusive:
             truth = torch.cat([1 - truth.amax(1, keepdim=True), truth], 1)
-        return truth, (label >= 0).float()
+        known = label >= 0 if self.ignore is None else (label >= 0) & (label != self.ignore)
+        return truth, known.float()
 
     def _dice(self, probability: Tensor, truth: Tensor, known: Tensor) -> Tensor:
         axes = (0, *range(2, truth.ndim))

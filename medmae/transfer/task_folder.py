@@ -34,7 +34,10 @@ from medmae.find import find
 from .building import build
 from .finetuned import Finetuned
 
-VERBS = {"classify": "classes of", "survive": "survival by", "regress": "values of"}
+VERBS = {
+    "classify": "classes of", "survive": "survival by", "regress": "values of", "segment": "the voxels of",
+    "synthesize": "what is missing of",
+}  # fmt: skip
 """Kind of a task -> what it predicts, as a sentence begins."""
 
 
@@ -125,8 +128,14 @@ def load_task(folder: str | Path, *, kind: str | None = None, strict: bool = Tru
 
 def describe_task(task: Mapping[str, Any]) -> str:
     """What a fine-tuned model does, in a few words that follow its name."""
-    columns = ", ".join(str(name) for name in (task.get("columns") or {}).values())
+    columns = _subject(task)
     return f"predicts {VERBS.get(str(task.get('kind')), str(task.get('kind')) + ' of')} {columns}"
+
+
+def _subject(task: Mapping[str, Any]) -> str:
+    """What it is about: columns of a table, else the names that it tells apart, or the sequences that it makes."""
+    names = (task.get("columns") or {}).values() or task.get("classes") or task["recipe"]["objective"].get("names")
+    return ", ".join(str(name) for name in names or ())
 
 
 def _readme(config: Mapping[str, Any]) -> str:
@@ -134,7 +143,7 @@ def _readme(config: Mapping[str, Any]) -> str:
     task, data = config["task"], config.get("data", {})
     base, pretrained = task["recipe"]["backbone"], task.get("pretrained")
     lines = [
-        f"# {task['kind']}: {', '.join((task.get('columns') or {}).values())}",
+        f"# {task['kind']}: {_subject(task)}",
         "",
         f"Fine-tuned with medmae {config['medmae']}; it {describe_task(task)} from any subset of its sequences.",
         "",
@@ -150,7 +159,8 @@ def _readme(config: Mapping[str, Any]) -> str:
         f"- license of the method's reference: {config['method_license']}",
         "",
         "```sh",
-        "medmae predict --checkpoint this/folder --t1n a.nii.gz --t2w b.nii.gz --out prediction.csv",
+        "medmae predict --checkpoint this/folder --t1n a.nii.gz --t2w b.nii.gz "
+        f"--out prediction{'.csv' if task.get('columns') else '/' if task['kind'] == 'synthesize' else '.nii.gz'}",
         "```",
         "",
         "A research model: not validated for diagnosis or treatment.",
