@@ -35,6 +35,7 @@ OWN = (
 )  # fmt: skip
 app.command()(classify)
 app.command()(survive)
+app.command("survival", hidden=True)(survive)
 app.command()(regress)
 app.command()(synthesize)
 
