@@ -1,9 +1,9 @@
 """What a demo makes, and which of it is there already.
 
-The demo shows the main job from beginning to end on made-up patients. Its stages leave stamps made of their settings
-and those of the stages before them: run again, what exists is reused, and what was made with other settings is made
-anew.
-How the stages are carried out is wired in ``medmae.cli.demo_stages``.
+The demo shows the main job from beginning to end on made-up patients, or, of another kind of data, pre-training and a
+probe on toys. Its stages leave stamps made of their settings and those of the stages before them: run again, what
+exists is reused, and what was made with other settings is made anew.
+How the stages are carried out is wired in ``medmae.cli.demo_stages`` and ``medmae.cli.demo_samples``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from medmae.core.errors import UsageError
 
 STAMPS = "demo.json"
 VERSION = 1  # of what the stages do: raise it when the same settings give other results
-OURS = ("cohort", "cache", "run", "evaluation", "reconstructed", "data.yaml", "picture.png", "report.html", STAMPS)
+OURS = (
+    "cohort", "cache", "run", "evaluation", "reconstructed", "data.yaml", "picture.png", "probe.json", "report.html",
+    STAMPS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,68 @@ class DemoSettings:
 
 FAST = {"cases": 20, "steps": 150, "shown": 2}
 """A demo that shows the way in under a minute, with a model that has hardly learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyDemo:
+    """What the demo of another kind of data makes.
+
+    ``samples`` toys of a ``kind``, of which the share ``test`` is held out; a method, small enough for two cores, is
+    pre-trained for ``steps`` of ``batch`` samples; then a linear probe learns the classes from its features.
+    ``recipe`` is what the method has other than its defaults, ``reading`` the same of the kind.
+    """
+
+    kind: str
+    method: str
+    recipe: Mapping[str, Any]
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = 1000
+    steps: int = 1000
+    batch: int = 32
+    lr: float = 1e-3
+    test: float = 0.4
+    val: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 60 or self.steps < 1:
+            raise UsageError(f"this demo needs at least 60 samples and 1 step, not {self.samples} and {self.steps}")
+
+
+_SMALL: Mapping[str, Any] = {
+    "width": 128,
+    "depth": 4,
+    "heads": 4,
+    "decoder_width": 64,
+    "decoder_depth": 2,
+    "decoder_heads": 4,
+}
+# Most of a toy clip and of a toy sound is ground with noise; normalized per patch, the noise would be all that counts.
+_PLAIN = {"normalize_target": False}
+TOY_DEMOS: Mapping[str, ToyDemo] = {
+    "image": ToyDemo(
+        kind="image", method="mae", recipe={**_SMALL, "size": [64, 64], "patch": [8, 8]},
+        reading={"area": [0.5, 1.0]}, steps=1500, batch=64,
+    ),
+    # Left and right are classes, so clips are not mirrored.
+    "video": ToyDemo(
+        kind="video", method="videomae",
+        recipe={**_SMALL, **_PLAIN, "size": [8, 64, 64], "patch": [2, 16, 16], "mask_ratio": 0.75},
+        reading={"flip": 0.0}, steps=800, batch=32,
+    ),
+    "points": ToyDemo(
+        kind="points", method="point_mae",
+        recipe={"groups": 32, "group_size": 16, "width": 96, "depth": 4, "heads": 4, "decoder_depth": 2,
+                "decoder_heads": 4, "hidden": [32, 64, 128]},
+        steps=600, batch=32,
+    ),
+    "audio": ToyDemo(
+        kind="audio", method="audio_mae",
+        recipe={**_SMALL, **_PLAIN, "size": [192, 64], "patch": [16, 8]},
+        steps=1000, batch=32,
+    ),
+}  # fmt: skip
+"""The demo of each kind of data that is no volume."""
 
 
 @dataclass

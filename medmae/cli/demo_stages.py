@@ -52,24 +52,24 @@ def demo(
     result_key = key_of(made | {"shown": shown})
 
     what = f"synthesizing {settings.cases} patients at {settings.spacing:g} mm"
-    with _stage(stages, "cohort", cohort_key, ("cohort/cohort.json", "data.yaml"), say, what) as state:
+    with stage(stages, "cohort", cohort_key, ("cohort/cohort.json", "data.yaml"), say, what) as state:
         if state != "done":
             _synthesize(folder, settings, fresh=state == "new", quiet=quiet)
     what = f"pre-training BM-MAE for {settings.steps} steps"
-    with _stage(stages, "pretrain", run_key, ("run/DONE", "run/model"), say, what) as state:
+    with stage(stages, "pretrain", run_key, ("run/DONE", "run/model"), say, what) as state:
         if state != "done":
             _pretrain(folder, settings, fresh=state == "new")
     what = "reconstructing every sequence of held-out patients from every subset"
     made_here = ("evaluation/summary.json", "evaluation/volumes.npz")
-    with _stage(stages, "evaluate", result_key, made_here, say, what) as state:
+    with stage(stages, "evaluate", result_key, made_here, say, what) as state:
         if state != "done":
             _evaluate(folder, settings, quiet=quiet)
     what = "writing a missing sequence as NIfTI"
-    with _stage(stages, "reconstruct", run_key, ("reconstructed",), say, what) as state:
+    with stage(stages, "reconstruct", run_key, ("reconstructed",), say, what) as state:
         if state != "done":
             _reconstruct(folder)
     summary = json.loads((folder / "evaluation" / "summary.json").read_text("utf-8"))
-    with _stage(stages, "report", result_key, ("report.html",), say, "writing the report") as state:
+    with stage(stages, "report", result_key, ("report.html",), say, "writing the report") as state:
         if state != "done":
             from medmae.cli.demo_report import write
 
@@ -78,7 +78,7 @@ def demo(
 
 
 @contextmanager
-def _stage(stages: Stages, name: str, key: str, makes: tuple[str, ...], say: Say, what: str) -> Iterator[str]:
+def stage(stages: Stages, name: str, key: str, makes: tuple[str, ...], say: Say, what: str) -> Iterator[str]:
     """Says what happens, and stamps the stage when its body is through; it is done while what it makes is there."""
     state = stages.state(name, key)
     if state == "done" and not all((stages.folder / path).exists() for path in makes):

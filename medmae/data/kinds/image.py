@@ -255,8 +255,9 @@ class ImageKind:
             return f"{text}; the images of one data set have the same channels"
         if len(self.channels) > 1:
             names = ", ".join(f"{c.name} ({c.count})" if c.count > 1 else c.name for c in self.channels)
-            return f"{text}, and the method reads {self.count}: {names}. Name what the files hold in method.sequences"
-        return f"{text}, and the method reads {self.count} (method.channels)"
+            told = f"Name what the files hold: --set 'method.sequences=[{self.channels[0].name}]'"
+            return f"{text}, and the method reads {self.count}: {names}. {told}"
+        return f"{text}, and the method reads {self.count} (method.channels, or the bands in method.groups)"
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -124,7 +124,7 @@ def list_samples(
         raise UsageError(f"{kind!r} is no kind of data; there are {', '.join(KINDS)}")
     if on_error not in (None, *ON_ERROR):
         raise UsageError(f"data.on_error is {' or '.join(ON_ERROR)}, not {on_error!r}")
-    path = Path(text).expanduser()
+    path = _path(text)
     base = path.absolute()
     if str(text).startswith("toy-") and not path.exists():
         listing = _toy(str(text), kind)
@@ -175,7 +175,7 @@ def names_samples(text: str | Path, *, kind: str) -> bool:
     A folder with volumes in it is a cohort to methods for images and clips, which can read them; to the others, which
     cannot, it is a list of files like any other.
     """
-    path = Path(text).expanduser()
+    path = _path(text)
     if kind not in KINDS:
         return False
     if path.is_dir():
@@ -200,7 +200,7 @@ def guess_kind(text: str | Path) -> str | None:
 
     A toy and a spec say so; of a folder or table it is the kind that reads most of the files.
     """
-    path = Path(text).expanduser()
+    path = _path(text)
     if not path.exists():
         return toys.kind_of(toys.parse(str(text))[0]) if str(text).startswith("toy-") else None
     if not names_samples(text, kind="image"):
@@ -221,6 +221,13 @@ def sample_hash(sample: Sample, prints: Fingerprints | None = None) -> str:
     if "toy" in sample.extra:
         return case_hash({"sample": f"{sample.key}:{toys.SEED}"})
     return case_hash({"sample": (prints or Fingerprints(None)).of(sample.path)})
+
+
+def _path(text: str | Path) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~name" where nobody is called so: then it is a name like any other
+        return Path(text)
 
 
 def _rule(rule: Split, given: Mapping[str, Any]) -> Split:
@@ -298,10 +305,17 @@ def _keys(spec: SampleSpec, root: Path) -> Iterator[str]:
 
 
 def _walk(root: Path, *, limit: int | None = None) -> Iterator[tuple[str, str]]:
-    """(folder from ``root``, name) of every visible file; of ``limit`` files at most. Links are followed once."""
+    """(folder from ``root``, name) of every visible file; of ``limit`` files at most. Links are followed once.
+
+    Raises DataError where a folder cannot be opened: what is in it would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be opened ({error.strerror}); give yourself access, or move it away")
+
     seen: set[str] = set()
     count = 0
-    for folder, inner, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         inner[:] = [] if real in seen else sorted(name for name in inner if not name.startswith("."))
         if real in seen:
@@ -336,7 +350,7 @@ def _from_table(spec: SampleSpec, root: Path) -> list[Sample]:
     if "path" not in names:
         raise DataError(f"{table}:1: no column 'path'; it has {', '.join(map(printable, names))}")
     faults: list[str] = []
-    samples: dict[str, Sample] = {}
+    samples: dict[Path, Sample] = {}
     for line, cells in rows:
         values = {name: cells[name].strip() for name in names}
         sample = _row(spec, table, values)
@@ -345,12 +359,12 @@ def _from_table(spec: SampleSpec, root: Path) -> list[Sample]:
             faults.append(f"{table}:{line}: the path is empty")
         elif said and said not in _PARTS:
             faults.append(f"{table}:{line}: split is {printable(said)!r}, not train, val or test")
-        elif sample.key in samples:
+        elif sample.path in samples:
             faults.append(f"{table}:{line}: a second row for {printable(sample.key)}; keep one")
         elif not sample.path.exists():
             faults.append(f"{table}:{line}: {printable(str(sample.path))}: no such file")
         else:
-            samples[sample.key] = sample
+            samples[sample.path] = sample
     if faults:
         more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
         raise DataError(_bulleted(f"{len(faults)} fault(s) in {table}:", [*faults[:_NAMED], *more]))
@@ -363,7 +377,7 @@ def _row(spec: SampleSpec, table: Path, values: Mapping[str, str]) -> Sample:
     key = Path(values["path"]).as_posix()
     return Sample(
         key=key,
-        path=Path(os.path.abspath(table.parent / Path(values["path"]).expanduser())),
+        path=Path(os.path.abspath(table.parent / _path(values["path"]))),
         label=values.get("label") or None,
         subject=values.get("subject") or _subject(spec, key),
         split=_PARTS.get(values.get("split", "").lower()),

@@ -62,8 +62,12 @@ def read_shape(path: Path) -> Shape:
             shape = _from_mesh(path, shown)
         else:
             raise DataError(f"{shown}: not a format of points; known are {', '.join(SUFFIXES)}")
-    except (DataError, MissingDependency, MemoryError):
+    except (DataError, MissingDependency):
         raise
+    except MemoryError as error:
+        raise DataError(
+            f"{shown}: {error or 'too large'}; it says it is larger than the memory. Is it whole?"
+        ) from error
     except FileNotFoundError as error:
         raise DataError(f"{shown}: no such file") from error
     except Exception as error:  # readers answer broken files with any exception there is

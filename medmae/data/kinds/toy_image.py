@@ -20,15 +20,15 @@ def generate(index: int, *, seed: int) -> tuple[np.ndarray, str]:
     """Image ``index`` of a seed: uint8[3 64 64], and its class. Consecutive indices go through the classes in turn."""
     label = CLASSES[index % len(CLASSES)]
     random = np.random.default_rng(mix(_STREAM, seed, index))
-    palette = colors(random, 4, apart=0.22)  # the thing's colors differ from the ground's
-    behind = ground(random, SIZE, palette[[0, 0]] + random.uniform(-0.14, 0.14, (2, 3)).astype(np.float32))
-    thing = ground(random, SIZE, 0.75 * palette[[1, 1]] + 0.25 * palette[[2, 3]], power=float(random.uniform(0.8, 1.8)))
-    radius = random.uniform(11, 19)
+    dark, bright = colors(random)
+    behind = ground(random, SIZE, dark)
+    thing = ground(random, SIZE, bright, power=float(random.uniform(0.8, 1.8)))
+    radius = random.uniform(13, 20)
     center = (float(random.uniform(radius, SIZE - radius)), float(random.uniform(radius, SIZE - radius)))
     place = {"radius": radius, "angle": random.uniform(0, 2 * np.pi), "oval": random.uniform(0.85, 1.0)}
     shadow = cover(label, SIZE, center=(center[0] + 2, center[1] + 2), **place)[..., None]
     inside = cover(label, SIZE, center=center, **place)[..., None]
     image = behind * (1 - 0.35 * shadow)
     image = image * (1 - inside) + thing * inside
-    image = image + random.normal(0, random.uniform(0.01, 0.04), image.shape)
+    image = image + random.normal(0, random.uniform(0.005, 0.02), image.shape)
     return np.ascontiguousarray(np.clip(image * 255, 0, 255).astype(np.uint8).transpose(2, 0, 1)), label

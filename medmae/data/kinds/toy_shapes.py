@@ -27,16 +27,15 @@ def surface(random: np.random.Generator, size: int, *, power: float = 1.6) -> np
     return np.asarray((field - field.mean()) / field.std(), np.float32)
 
 
-def colors(random: np.random.Generator, n: int, *, apart: float = 0.0) -> np.ndarray:
-    """``n`` colors in [0.1, 0.9], float32[n 3]; each is at least ``apart`` from the first in the mean of the channels'
-    distances.
+def colors(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Colors of a ground and of a thing on it that is lit: two pairs of two similar colors, float32[2 3] each.
+
+    Hues are anything; the thing is the brighter of the two, as what is looked at most often is.
     """
-    chosen = [random.uniform(0.1, 0.9, 3)]
-    while len(chosen) < n:
-        color = random.uniform(0.1, 0.9, 3)
-        if np.abs(color - chosen[0]).mean() >= apart:
-            chosen.append(color)
-    return np.asarray(chosen, np.float32)
+    dark, bright = random.uniform(0.1, 0.5, 3), random.uniform(0.45, 0.95, 3)
+    bright += max(0.0, 0.25 - float((bright - dark).mean()))
+    pairs = [color + random.uniform(-spread, spread, (2, 3)) for color, spread in ((dark, 0.14), (bright, 0.08))]
+    return pairs[0].astype(np.float32), pairs[1].astype(np.float32)
 
 
 def ground(random: np.random.Generator, size: int, pair: np.ndarray, *, power: float = 1.6) -> np.ndarray:

@@ -25,13 +25,12 @@ def generate(index: int, *, seed: int) -> tuple[np.ndarray, str]:
     """
     label = CLASSES[index % len(CLASSES)]
     random = np.random.default_rng(mix(_STREAM, seed, index))
-    palette = colors(random, 4, apart=0.22)
-    behind = ground(random, SIZE, palette[[0, 0]] + random.uniform(-0.14, 0.14, (2, 3)).astype(np.float32))
+    dark, bright = colors(random)
+    behind = ground(random, SIZE, dark)
     outline = _OUTLINES[int(random.integers(len(_OUTLINES)))]
-    filled = 0.75 * palette[[1, 1]] + 0.25 * palette[[2, 3]]
-    thing = ground(random, SIZE, filled, power=1.6).mean((0, 1)) + random.uniform(-0.05, 0.05, 3)
+    thing = bright[0]
     oval = float(random.uniform(0.7, 1.0))
-    noise = random.uniform(0.01, 0.03)
+    noise = random.uniform(0.005, 0.02)
     row, column, radius, angle = _motion(label, random)
     frames = np.empty((FRAMES, SIZE, SIZE, 3), np.float32)
     for t in range(FRAMES):
@@ -46,14 +45,14 @@ def generate(index: int, *, seed: int) -> tuple[np.ndarray, str]:
 def _motion(label: str, random: np.random.Generator) -> tuple[list[float], list[float], list[float], list[float]]:
     """Row, column, radius (pixels) and angle (radians) of the thing in every frame."""
     time = np.linspace(0, 1, FRAMES)
-    size = random.uniform(7, 14)
+    size = random.uniform(9, 15)
     room = size + 1
     row = np.full(FRAMES, random.uniform(room, SIZE - room))
     column = np.full(FRAMES, random.uniform(room, SIZE - room))
     radius = np.full(FRAMES, size)
     angle = np.full(FRAMES, random.uniform(0, 2 * np.pi))
     if label in ("left", "right"):
-        way = random.uniform(18, 30)
+        way = random.uniform(18, 28)
         first = random.uniform(room, SIZE - room - way)
         column = first + way * time
         if label == "left":

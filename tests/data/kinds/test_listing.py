@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,7 @@ def test_toys(tmp_path: Path) -> None:
         ("path,label\n1.png,a\n\ngone.png,b\n1.png,a\n", r"table.csv:4: .*gone.png: no such file"),
         ("path,split\n1.png,trial\n", r"table.csv:2: split is 'trial'"),
         ("path\n1.png\n1.png\n", r"table.csv:3: a second row for 1.png"),
+        ("path\n1.png\nx/../1.png\n", r"table.csv:3: a second row for x/../1.png"),
         ("file\n1.png\n", r"table.csv:1: no column 'path'; it has file"),
         ("path,label\n1.png\n", "line 2 has another number of cells"),
         ("path\n", "no rows"),
@@ -169,6 +171,27 @@ def test_volumes_are_a_cohort_to_methods_that_read_them(tmp_path: Path) -> None:
     assert not names_samples(tmp_path / "spec.yaml", kind="points")
     (tmp_path / "list.csv").write_text("case,t1n\na,b\n")
     assert not names_samples(tmp_path / "list.csv", kind="image")
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/1.png", "b/1.png")
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    opened = os.scandir
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(DataError, match="b: cannot be opened"):
+        list_samples(tmp_path, kind="image")
+
+
+def test_a_home_of_nobody_is_a_name_like_any_other() -> None:
+    assert guess_kind("~nobody-is-called-so/x") is None
+    assert names_samples("~nobody-is-called-so/x", kind="image")
+    with pytest.raises(UsageError, match="~nobody-is-called-so/x: no such file or folder"):
+        list_samples("~nobody-is-called-so/x", kind="image")
 
 
 def test_links_in_circles_end(tmp_path: Path) -> None:

@@ -218,6 +218,11 @@ def broken(name: str, folder: Path, cloud: np.ndarray) -> tuple[Path, str]:
     if name == "cut.laz":
         path.write_bytes(write(folder / "b.laz", cloud).read_bytes()[:-100])
         return path, "cannot be read"
+    if name == "huge.npy":  # a header that promises more than any memory holds
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 50, 3)})
+            file.write(bytes(100))
+        return path, "larger than the memory"
     if name == "cut.stl":
         data = io.BytesIO(sphere().export(file_type="stl")).getvalue()
         path.write_bytes(data[: len(data) // 2])
@@ -229,7 +234,7 @@ def broken(name: str, folder: Path, cloud: np.ndarray) -> tuple[Path, str]:
     "name",
     ["nan.ply", "inf.npz", "few.npy", "empty.ply", "none.npy", "same.npy", "flat.npy", "names.npz", "object.npy",
      "garbage.las", "faces.obj", "area.off", "ascii-cut.ply", "ascii-faces.ply", "binary-cut.ply",
-     "cut.laz", "cut.stl"],
+     "cut.laz", "cut.stl", "huge.npy"],
 )  # fmt: skip
 def test_broken_files_are_named_with_what_is_wrong(tmp_path: Path, cloud: np.ndarray, name: str) -> None:
     path, word = broken(name, tmp_path, cloud)
