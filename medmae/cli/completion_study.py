@@ -112,9 +112,9 @@ def measure(
 
 def _held_out(cases: Sequence[Any], completer: Completes) -> list[tuple[Any, Prints | None]]:
     """The cases that the model was neither trained nor chosen on, with their hashes."""
-    chosen_on = {"subjects": completer.data.get("validation_subjects") or ()}
+    chosen_on = [{"subjects": data.get("validation_subjects") or ()} for data in completer.seen]
     pairs = zip(cases, prints_of(cases, completer.sequences), strict=True)
-    found = [(case, own) for case, own in pairs if not any(leaks(own, data) for data in (*completer.seen, chosen_on))]
+    found = [(case, own) for case, own in pairs if not any(leaks(own, data) for data in (*completer.seen, *chosen_on))]
     if not found:
         raise DataError(
             f"the model was trained or chosen on all {len(cases)} case(s): there is none to measure. "

@@ -90,7 +90,11 @@ def init(
 @app.command()
 def check(
     data: Annotated[
-        str, typer.Option("--data", help="A spec, nnU-Net or BIDS folder, data list, CSV, plain folder or toy-image.")
+        str,
+        typer.Option(
+            "--data",
+            help="A spec, nnU-Net or BIDS folder, data list, CSV, plain folder, toy-image, -video, -points or -audio.",
+        ),
     ],
     report: Annotated[Path | None, typer.Option("--report", help="Also write the outcome as one HTML file.")] = None,
     workers: Annotated[

@@ -1,13 +1,15 @@
 """A segmentation model of medmae on held-out cases, subset by subset.
 
-A case is read and prepared once and shown in every subset. Where no mask says what the foreground is, it would be
-estimated from hidden sequences as well; then every subset is prepared by itself, as it would be in use.
+A case is read and prepared once and shown in every subset. Where a hidden sequence would have a say in that (no mask
+says what the foreground is, one has holes, or decides the grid), every subset is prepared by itself, as it would be in
+use. An image with one value only is missing, in whichever subset: what is tabled is what the model saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from medmae.core.errors import DataError
 from .console import flags, say
 from .dense_model import OVERLAP, Segmenter, open_segmenter, write_labels
 from .evaluate_table import held_out
-from .segmentation_cases import GIVEN, chosen_subsets, label_of, labeled, mismatch, references_of, report
+from .segmentation_cases import GIVEN, check_labels, chosen_subsets, label_of, labeled, mismatch, references_of, report
 from .segmentation_study import Predictions, Reference, Rules, rules_of
 
 if TYPE_CHECKING:
@@ -94,8 +96,9 @@ def evaluate_segmenter(
         return False
     chosen = chosen[:cases]
     wanted: list[Subset] = [model.tied] if model.tied else chosen_subsets(subsets, model.sequences, chosen)
+    check_labels(chosen, cohort, workers=workers)
     found = references_of(chosen, model.sequences, identify=identify)
-    parts = predict_subsets(model, chosen, found, wanted, out=out / "predictions")
+    found, parts = predict_subsets(model, chosen, found, wanted, out=out / "predictions")
     about = {
         "model": checkpoint.name,
         "weights": model.model.weights,
@@ -112,17 +115,19 @@ def evaluate_segmenter(
 
 def predict_subsets(
     model: Segmenter, cases: Sequence[Case], references: Sequence[Reference], wanted: Sequence[Subset], *, out: Path
-) -> list[Predictions]:
-    """One folder of label maps per subset, of the cases that have it.
+) -> tuple[list[Reference], list[Predictions]]:
+    """The references, with what could be used of each, and one folder of label maps per subset that a case has.
 
     Raises:
-        DataError: cases that cannot be read, all of them at once; nothing is to be measured then.
+        DataError: cases that cannot be read, all of them at once, or none of a subset: nothing is to be measured then.
     """
     from medmae.data.workers import progress
     from medmae.data.writing import writing
 
+    new = [folder for folder in out.parents if not folder.exists()]  # the deepest first
     _clear(out)
     done: dict[Subset, set[str]] = {subset: set() for subset in wanted}
+    used: dict[str, Reference] = {reference.name: reference for reference in references}
     faults: list[str] = []
     with progress("predicting", len(cases), quiet=flags().quiet) as advance:
         for case, reference in zip(cases, references, strict=True):
@@ -132,40 +137,56 @@ def predict_subsets(
                     with writing(out):
                         write_labels(out / _name(subset) / f"{reference.name}.nii.gz", labels, loaded)
                     done[subset].add(reference.name)
+                    if subset is None:
+                        used[reference.name] = replace(reference, given=tuple(n for n in reference.given if n in given))
             except DataError as error:
                 faults.append(str(error))
             advance()
+    if not faults and not any(done.values()):
+        faults = [f"case {case.key}: no image that can be used" for case in cases]
     if faults:
         _clear(out)
-        with suppress(OSError):  # not empty: results of before, or somebody else's
-            out.parent.rmdir()
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
         raise DataError(f"{len(faults)} of {len(cases)} case(s) cannot be read:\n  - " + "\n  - ".join(faults))
-    return [Predictions(out / _name(subset), subset, frozenset(names)) for subset, names in done.items()]
+    parts = [Predictions(out / _name(subset), subset, frozenset(names)) for subset, names in done.items() if names]
+    return list(used.values()), parts
 
 
 def _shown(
     model: Segmenter, case: Case, wanted: Sequence[Subset]
-) -> Iterator[tuple[Subset, InferenceCase, Sequence[str] | None]]:
+) -> Iterator[tuple[Subset, InferenceCase, tuple[str, ...]]]:
     """The subsets that a case has, each with the prepared case and what is shown of it."""
+    from medmae.data.oddities import NOT_FINITE
+    from medmae.data.preprocess import SkippedCaseError
+
     mine = [subset for subset in wanted if subset is None or set(subset) <= set(case.images)]
-    name = f"case {case.key}"
-    if case.mask is not None or model.model.preprocess.get("foreground") == "all":
-        loaded = model.load(case.images, mask=case.mask, name=name)
-        odd = set(loaded.odd) - set(loaded.images)
-        for subset in mine:
-            if subset is not None and odd & set(subset):
-                raise DataError(f"{name}: {', '.join(sorted(odd & set(subset)))} cannot be used ({loaded.odd})")
-            yield subset, loaded, subset
-        return
+    known = tuple(name for name in case.images if name in model.sequences)
+    name, settings = f"case {case.key}", model.model.preprocess
+    whole = None
+    if (case.mask is not None or settings.get("foreground") == "all") and settings.get("on_mismatch") != "resample":
+        with suppress(SkippedCaseError):
+            whole = model.load(case.images, mask=case.mask, name=name)
+        if whole is not None and NOT_FINITE in whole.odd.values():
+            whole = None
+    gone: set[str] = set()
     for subset in mine:
-        images: Mapping[str, Path] = {n: path for n, path in case.images.items() if subset is None or n in subset}
-        yield subset, model.load(images, mask=None, name=name), None
+        asked = known if subset is None else subset
+        loaded = whole
+        if loaded is None:
+            with suppress(SkippedCaseError):  # nothing to see in any of them, or what the spec wants to be left out
+                loaded = model.load({n: case.images[n] for n in asked}, mask=case.mask, name=name)
+        there = () if loaded is None else tuple(n for n in asked if n in loaded.images)
+        gone |= set(asked) - set(there)
+        if loaded is not None and there and (subset is None or there == subset):
+            yield subset, loaded, there
+    if gone:
+        say(f"{name}: {', '.join(sorted(gone))} cannot be used and counts as missing", style="yellow")
 
 
 def _rules(model: Segmenter, cohort: Cohort, *, targets: str, **more: Any) -> Rules:
     """What is measured, by name, since the cohort may number its classes otherwise than the model."""
-    from dataclasses import replace
-
     label, meaning = label_of(cohort), model.meaning
     labels = {name: list(held) for name, held in meaning.labels().items()}
     rules = rules_of(label, {"labels": labels}, targets=targets, on_mismatch=mismatch(cohort), **more)

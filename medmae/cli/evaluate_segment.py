@@ -123,6 +123,8 @@ def segment(
         raise UsageError(f"--out {out} is a file; give a folder")
     if (out / "summary.json").exists() and not overwrite:
         raise UsageError(f"{out} holds results already; add --overwrite to replace them, or choose another --out")
+    if own and (out / "predictions").exists() and not overwrite:
+        raise UsageError(f"{out / 'predictions'} exists; add --overwrite to replace it, or choose another --out")
     check_against(against, out)
     more: dict[str, Any] = {"tolerance": tolerance, "empty": empty}
     if references is not None and predictions is not None:

@@ -19,6 +19,8 @@ from .task_model import TaskModel, open_task, usable
 if TYPE_CHECKING:
     import numpy as np
 
+    from medmae.data.inference import InferenceCase
+
 HELD_OUT = "heldout"
 METRICS = ("auc", "ap", "balanced_accuracy", "c_index", "r2", "mae", "spearman")
 PARTS = (HELD_OUT, "train", "val", "test", "all")
@@ -234,14 +236,29 @@ def _predict_all(model: TaskModel, cases: Sequence[Any], wanted: Sequence[tuple[
                 for subset in wanted:
                     if subset is None or set(subset) <= set(case.images):
                         images = {n: path for n, path in case.images.items() if subset is None or n in subset}
-                        name = GIVEN if subset is None else "+".join(subset)
-                        found[name][row] = model.predict(images, mask=case.mask, name=f"case {case.key}")
+                        loaded = _loaded(model, case, images, whole=subset is None)
+                        if loaded is not None:
+                            name = GIVEN if subset is None else "+".join(subset)
+                            found[name][row] = model.predict(loaded)
             except DataError as error:
                 faults.append(str(error))
             advance()
     if faults:
         raise DataError(f"{len(faults)} of {len(cases)} case(s) cannot be read:\n  - " + "\n  - ".join(faults))
     return found
+
+
+def _loaded(model: TaskModel, case: Any, images: Mapping[str, Path], *, whole: bool) -> InferenceCase | None:
+    """The case, prepared; None where an image of a subset has one value only: then the case does not have it."""
+    from medmae.data.preprocess import SkippedCaseError
+
+    try:
+        loaded = model.load(images, mask=case.mask, name=f"case {case.key}")
+    except SkippedCaseError:
+        if whole:
+            raise
+        return None
+    return loaded if whole or set(images) <= set(loaded.images) else None
 
 
 def _cells(

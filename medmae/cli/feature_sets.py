@@ -226,11 +226,14 @@ def _of_samples(
     kind = kind_of(encoder.kind, encoder.config["recipe"], encoder.reading)
     # A source wants something to train on; which part a sample belongs to does not matter here.
     whole = replace(items.source, samples=tuple(replace(s, split="train") for s in items.source.samples))
-    source = SampleSource(whole, kind, workers=workers, quiet=True, check=False)
+    source = SampleSource(whole, kind, workers=workers, quiet=True, check=whole.on_error == "skip")
+    usable = {sample.key for sample in source.usable("train")}
+    if any(sample.key not in usable for sample in items.cases):
+        say(source.notes[-1], style="yellow")
     device = next(encoder.backbone.parameters()).device
     with progress("computing features", len(items.cases), quiet=flags().quiet) as advance:
         place = {sample.key: sample for sample in items.cases}
-        asked = [sample for sample in whole.samples if sample.key in place]
+        asked = [sample for sample in whole.samples if sample.key in place and sample.key in usable]
         for one in source.in_order(asked, batch=batch):
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 features: Features = encoder.backbone(source.finish(one, device=device, training=False))

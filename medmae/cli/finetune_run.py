@@ -7,7 +7,10 @@ the pre-training. What tells one task from another is its :class:`Goal`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -102,7 +105,8 @@ class Goal:
         source: volumes, outcomes, what was fitted -> source of the training; None takes the volumes as they are.
         defaults: settings of training in place of the common ones.
         next: what to type next, with ``{folder}``, ``{data}`` and ``{out}``.
-        after: what is done with the finished run, and prints its result in place of the folder; whether it printed one.
+        after: keys of the test part -> what is done with the finished run, which prints its result in place of the
+            folder; whether it printed one.
     """
 
     kind: str
@@ -116,7 +120,7 @@ class Goal:
     source: Callable[[Any, Mapping[str, Outcome], Fitted], Any] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     next: str = "medmae evaluate {kind} --checkpoint {folder} --data {data} --subsets all --out {out}/test"
-    after: Callable[[], bool] | None = None
+    after: Callable[[frozenset[str]], bool] | None = None
 
 
 def run(wish: Wish, goal: Goal) -> None:
@@ -129,6 +133,7 @@ def run(wish: Wish, goal: Goal) -> None:
     """
     import torch
 
+    from medmae.checkpoint import WEIGHTS, file_hash
     from medmae.core.random import mix
     from medmae.data.cohort import open_cohort
     from medmae.data.loader import VolumeSource
@@ -204,6 +209,8 @@ def run(wish: Wish, goal: Goal) -> None:
         def save(path: Path, trained: Any, about: dict[str, Any]) -> None:
             told = {"data": about.pop("data"), "training": about, "license": cohort.spec.license}
             save_task(path, trained, task=task, about=told)
+            if path.name == "model":
+                _forget(wish.out / "test", file_hash(path / WEIGHTS))
 
         split = {part: [case.key for case in cases] for part, cases in parts.items()}
         origin = None if pretrained is None else pretrained["weights"]
@@ -232,7 +239,7 @@ def run(wish: Wish, goal: Goal) -> None:
     folder = wish.out / "model"
     told = {"kind": goal.kind, "folder": folder, "data": wish.data, "out": wish.out}
     say(f"The model is in {folder}. Next: {goal.next.format(**told)}")
-    if goal.after is not None and main_process() and goal.after():
+    if goal.after is not None and main_process() and goal.after(frozenset(split["test"])):
         return
     if flags().json:
         emit_json(
@@ -307,24 +314,26 @@ def _divided(cohort: Cohort, outcomes: Mapping[str, Outcome], wish: Wish, goal: 
     cases = [case for case in cohort.cases if case.key in outcomes]
     strata = [goal.stratum(outcomes[case.key]) for case in cases]
     names = sorted(set(strata))
-    if len(names) == 1 and goal.kind != "classify":  # nothing to balance: any two halves of the subjects will do
-        turn = {name: i % 2 for i, name in enumerate(dict.fromkeys(case.subject for case in cases))}
-        names, strata = ["0", "1"], [str(turn[case.subject]) for case in cases]
-    fold = assign_folds(
-        np.array([names.index(s) for s in strata]), [c.subject for c in cases],
-        classes=names, folds=wish.folds, seed=wish.seed,
-    )  # fmt: skip
-    if int(fold.max()) + 1 < wish.folds:
-        raise DataError(
-            f"--folds {wish.folds}: a class has {int(fold.max()) + 1} subject(s) only. Use fewer folds or more cases"
-        )
+    alike = len(names) == 1 and goal.kind != "classify"
+    if alike:  # nothing to balance
+        order = sorted({case.subject for case in cases}, key=lambda subject: _place(subject, wish.seed))
+        most = min(wish.folds, len(order))
+        fold = np.array([order.index(case.subject) % wish.folds for case in cases])
+    else:
+        fold = assign_folds(
+            np.array([names.index(s) for s in strata]), [c.subject for c in cases],
+            classes=names, folds=wish.folds, seed=wish.seed,
+        )  # fmt: skip
+        most = int(fold.max()) + 1
+    if most < wish.folds:
+        who = "there are" if alike else "a class has"
+        raise DataError(f"--folds {wish.folds}: {who} {most} subject(s) only. Use fewer folds or more cases")
     held = {case.key: "test" if f == wish.fold else None for case, f in zip(cases, fold.tolist(), strict=True)}
     return with_parts(cohort, held)
 
 
 def _fewer(cohort: Cohort, outcomes: Mapping[str, Outcome], wish: Wish, goal: Goal) -> Cohort:
     """A share of the training subjects, the same share of every stratum; a larger share holds the smaller ones."""
-    import hashlib
     import math
 
     from medmae.data.targets import with_parts
@@ -334,13 +343,28 @@ def _fewer(cohort: Cohort, outcomes: Mapping[str, Outcome], wish: Wish, goal: Go
     for case in parts["train"]:
         strata.setdefault(goal.stratum(outcomes[case.key]), {})[case.subject] = None
 
-    def place(subject: str) -> str:
-        return hashlib.sha256(f"{wish.seed}/{subject}".encode()).hexdigest()
-
-    kept = {s for subjects in strata.values()
-            for s in sorted(subjects, key=place)[: math.ceil(wish.fraction * len(subjects))]}  # fmt: skip
+    kept: set[str] = set()
+    for subjects in strata.values():
+        order = sorted(subjects, key=lambda subject: _place(subject, wish.seed))
+        kept.update(order[: math.ceil(wish.fraction * len(order))])
     found = {c.key: part for part, cases in parts.items() for c in cases if part != "train" or c.subject in kept}
     return with_parts(cohort, found)
+
+
+def _place(subject: str, seed: int) -> str:
+    """A place in an order that depends on the names and the seed alone."""
+    return hashlib.sha256(f"{seed}/{subject}".encode(errors="surrogatepass")).hexdigest()
+
+
+def _forget(results: Path, weights: str) -> None:
+    """Remove measurements of other weights: beside the model of this run they would pass for its own."""
+    try:
+        known = json.loads((results / "summary.json").read_text(encoding="utf-8"))["about"]["weights"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if isinstance(known, str) and weights not in known:
+        shutil.rmtree(results, ignore_errors=True)
+        say(f"{results} was removed: it measured an earlier model")
 
 
 def _summary(

@@ -99,7 +99,7 @@ def finetune_segment(
         volumes={"labels": True, "label_share": label_share},
         source=None if tied is None else lambda volumes, outcomes, fitted: Tied(volumes, tied),
         defaults={**DEFAULTS, **(PUBLISHED if tied is not None else {})},
-        after=(lambda: _measure(wish, cohort, subsets=subsets)) if evaluate else None,
+        after=(lambda keys: _measure(wish, cohort, keys, subsets=subsets)) if evaluate else None,
     )
     run(wish, goal)
 
@@ -218,10 +218,16 @@ def _usable(case: Case, known: Sequence[str], tied: Sequence[str] | None) -> boo
     return bool(set(case.images) & set(known)) if tied is None else set(tied) <= set(case.images)
 
 
-def _measure(wish: Wish, cohort: Cohort, *, subsets: str) -> bool:
-    """Measure the cases that the model has not seen; whether there were any."""
+def _measure(wish: Wish, cohort: Cohort, keys: frozenset[str], *, subsets: str) -> bool:
+    """Measure the test part, which is the same for every --fraction; whether there was anything to measure."""
+    from dataclasses import replace
+
     from .evaluate_dense import evaluate_segmenter
 
+    cohort = replace(cohort, cases=tuple(case for case in cohort.cases if case.key in keys))
+    if not cohort.cases:
+        say("nothing was measured: the test part is empty", style="yellow")
+        return False
     try:
         return evaluate_segmenter(
             wish.out / "model", cohort, out=wish.out / "test", subsets=subsets, device=wish.device, seed=wish.seed,

@@ -16,7 +16,7 @@ import typer
 from medmae.core.errors import CheckpointError, DataError, UsageError
 
 from .completion_write import Request, complete_and_write
-from .console import emit, emit_json, flags
+from .console import emit, emit_json, flags, say
 from .given import given_options
 from .reconstruct import named_inputs, target_names
 from .task_model import TaskModel, open_task, usable
@@ -188,9 +188,11 @@ def predict_table(model: TaskModel, patients: Sequence[Patient], order: Order) -
     with progress("predicting", len(patients), quiet=flags().quiet) as advance:
         for patient in patients:
             try:
-                found = model.predict(patient.images, mask=patient.mask, name=patient.name)
-                given = "+".join(name for name in model.sequences if name in patient.images)
-                lines.append([patient.name, given, *model.values(found)])
+                loaded = model.load(patient.images, mask=patient.mask, name=patient.name)
+                if odd := [name for name in loaded.odd if name not in loaded.images]:
+                    say(f"{patient.name}: {', '.join(odd)} has one value only: left out", style="yellow")
+                given = "+".join(name for name in model.sequences if name in loaded.images)
+                lines.append([patient.name, given, *model.values(model.predict(loaded))])
             except DataError as error:
                 faults.append(str(error))
             advance()

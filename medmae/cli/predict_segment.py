@@ -10,12 +10,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmae.core.errors import DataError, UsageError
 
-from .console import emit, emit_json, flags
+from .console import emit, emit_json, flags, say
 from .dense_model import Segmenter, write_labels
 from .task_model import TaskModel
 
@@ -43,13 +44,16 @@ def predict_segment(model: TaskModel, patients: Sequence[Patient], order: Order)
     places = _places(patients, order, segmenter)
     home = order.out if order.cohort else order.out.parent
     written = [path for files in places for path in files.values()]
-    there = [path for path in [*written, *([home / DATASET] if order.cohort else [])] if path.exists()]
+    written += [home / DATASET] if order.cohort else []
+    _spare_inputs(patients, written)
+    there = [path for path in written if path.exists()]
     if there and not order.overwrite:
         raise UsageError(f"{there[0]} exists already; add --overwrite to replace it")
     if home.exists() and not home.is_dir():
         raise UsageError(f"--out {order.out}: {home} is a file; give a folder")
     faults: list[str] = []
     told: list[dict[str, Any]] = []
+    new = [folder for folder in home.parents if not folder.exists()]  # the deepest first
     with writing(order.out):
         home.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{order.out.name[:40]}-", dir=home if home.is_dir() else home.parent))
@@ -75,6 +79,9 @@ def predict_segment(model: TaskModel, patients: Sequence[Patient], order: Order)
                 os.replace(path, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        for folder in new:
+            with suppress(OSError):  # not empty: the result is in it
+                folder.rmdir()
     if flags().json:
         emit_json(told)
     else:
@@ -107,6 +114,18 @@ def _places(patients: Sequence[Patient], order: Order, segmenter: Segmenter) -> 
     return [{"": out, **more} for _ in patients]
 
 
+def _spare_inputs(patients: Sequence[Patient], written: Sequence[Path]) -> None:
+    """Raises UsageError where a result would replace an image or mask, which --overwrite does not mean either."""
+    sources = {
+        os.path.realpath(path)
+        for patient in patients
+        for path in (*patient.images.values(), *([patient.mask] if patient.mask else []))
+    }
+    for path in written:
+        if os.path.realpath(path) in sources:
+            raise UsageError(f"{path} is an input; choose another --out")
+
+
 def _predict(
     segmenter: Segmenter, patient: Patient, files: dict[str, Path], aside: Path, home: Path, *, probabilities: bool
 ) -> dict[str, Any]:
@@ -116,6 +135,8 @@ def _predict(
     from medmae.data.nifti import write_like
 
     case = segmenter.load(patient.images, mask=patient.mask, name=f"case {patient.name}")
+    if odd := [name for name in case.odd if name not in case.images]:
+        say(f"{patient.name}: {', '.join(odd)} has one value only: left out", style="yellow")
     probability = segmenter.probability(case)
     labels = segmenter.labels(probability, case)
     write_labels(aside / files[""].relative_to(home), labels, case)

@@ -50,7 +50,7 @@ INIT = 0x696E6974  # stream of the initial weights
 def run(
     data: Annotated[
         str | None,
-        typer.Option(help="Spec file, nnU-Net, BIDS or plain folder, data list, CSV, toy-image."),
+        typer.Option(help="Spec, nnU-Net, BIDS or plain folder, data list, CSV, toy-image, -video, -points or -audio."),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Name of a method, see `medmae methods` (bm_mae).")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with sections method, data, train.")] = None,
@@ -247,9 +247,7 @@ def start(
             quiet=flags().quiet or not main_process(),
         )
         source = Stacked(volumes, entry=method.sequences[0]) if stacks(found, recipe) else volumes
-        on_probe = probe_of(
-            source, method, settings, target=data["probe_target"], outcomes=(cohort.cases, cohort.spec)
-        )
+        on_probe = probe_of(source, method, settings, target=data["probe_target"], outcomes=(cohort.cases, cohort.spec))
         for note in volumes.notes:
             say(note)
         if init is not None:

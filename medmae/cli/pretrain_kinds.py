@@ -32,8 +32,8 @@ def for_volumes(found: Found, given: Mapping[str, Any], recipe: Mapping[str, Any
         return {}
     if kind not in KINDS or "size" not in recipe or not {"sequences", "channels"} & set(recipe):
         raise UsageError(
-            f"{name} is a method for {kind} data; `medmae pretrain` reads 3-D cohorts. `medmae methods` lists what "
-            "there is, and medmae.find builds this one for a loop of your own."
+            f"{name} is a method for {kind} data, and --data names a 3-D cohort. Give it {kind} files or "
+            f"toy-{kind}, or choose a method for volumes (`medmae methods`)."
         )
     axes = {"size": "[96,96,96]", "patch": "[16,16,16]"} if "patch" in recipe else {"size": "[96,96,96]"}
     values = {"size": given.get("size"), "patch": recipe.get("patch")}

@@ -34,17 +34,24 @@ INIT = 0x696E6974  # stream of the initial weights
 
 def meant(layers: Layers, *, init: Path | None = None) -> bool:
     """Whether method and data together mean samples rather than a cohort of volumes."""
-    from medmae.data.kinds.listing import names_samples
+    from medmae.data.kinds import KINDS
+    from medmae.data.kinds.listing import guess_kind, names_samples
     from medmae.find import find
 
     whole = merged([(origin, normal(layer)) for origin, layer in layers])
     path = (whole.get("data") or {}).get("path")
-    if not isinstance(path, str) or not path:
-        return False
     name, wanted = wanted_method(whole, init=init)
     kind, size = find(name).card.kind, wanted.get("size")
+    if kind in KINDS and not path:
+        raise UsageError(f"There is no data: --data FOLDER, a CSV, a spec with 'kind: {kind}', or toy-{kind}.")
+    if not isinstance(path, str) or not path:
+        return False
     if kind == "volume" and path.startswith("toy-") and not Path(path).exists():
         raise UsageError(f"{name} reads 3-D cohorts, and {path} is none. `medmae data synthesize` makes one.")
+    if kind == "volume" and names_samples(path, kind="video") and (held := guess_kind(path)) is not None:
+        raise UsageError(
+            f"{name} reads 3-D cohorts, and {path} holds {held} data. `medmae methods` lists what reads it"
+        )
     if kind == "image" and isinstance(size, list | tuple) and len(size) == 3 and Path(path).is_dir():
         return False  # a folder of DICOM files is one or the other
     return names_samples(path, kind=kind)

@@ -221,7 +221,9 @@ def _some(items: Items, codes: list[str], limit: int | None) -> tuple[Items, lis
     """At most so many cases, drawn by their names: the first ones would be of one class where classes are folders."""
     if limit is None or limit >= len(items.cases):
         return items, codes
-    rank = sorted(range(len(codes)), key=lambda i: hashlib.sha256(items.cases[i].key.encode()).hexdigest())
+    rank = sorted(
+        range(len(codes)), key=lambda i: hashlib.sha256(items.cases[i].key.encode(errors="surrogatepass")).hexdigest()
+    )
     kept = sorted(rank[:limit])
     return replace(items, cases=tuple(items.cases[i] for i in kept)), [codes[i] for i in kept]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,9 @@ def text(found: Sequence[Probed]) -> str:
 
 
 def _signed(gain: Any) -> str:
-    return "-" if gain is None else f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    if gain is None or math.isnan(gain.low):
+        return "-" if gain is None else f"{gain.mean:+.2f}"
+    return f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
 
 
 def _said(classes: Sequence[str], goal: Goal) -> list[str]:

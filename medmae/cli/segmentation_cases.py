@@ -135,6 +135,18 @@ def label_of(cohort: Cohort) -> Any:
     return cohort.spec.label
 
 
+def check_labels(cases: Sequence[Case], cohort: Cohort, *, workers: int = 0) -> None:
+    """Read the labels of cases before anything is predicted for them.
+
+    Raises:
+        DataError: labels that cannot be read, hold values that the spec does not name, or lie elsewhere: all at once.
+    """
+    from medmae.data.label_counts import label_counts
+
+    same = mismatch(cohort) == "error"
+    label_counts(cases, label_of(cohort), same_grid=same, workers=workers, quiet=flags().quiet)
+
+
 def mismatch(cohort: Cohort) -> str:
     """What the spec wants where files of one case do not share a grid."""
     return cohort.spec.geometry.on_mismatch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def measure_pair(prediction: str, reference: str, rules: Rules) -> dict[str, dic
     from medmae.evaluate.segmentation import measure
 
     guess, guessed, _ = read_label(prediction, {value: value for value in rules.predicted})
-    truth, classes, _ = read_label(reference, rules.values)
+    truth, classes = _truth(reference, tuple(sorted(rules.values.items())))
     if not same_grid(guess.array.shape, guess.affine, truth.array.shape, truth.affine):
         if not rules.resample:
             raise DataError(
@@ -110,6 +111,16 @@ def measure_pair(prediction: str, reference: str, rules: Rules) -> dict[str, dic
         empty=rules.empty,
         ignore=rules.ignore,
     )
+
+
+@lru_cache(maxsize=1)
+def _truth(path: str, values: tuple[tuple[int, int], ...]) -> tuple[Any, Any]:
+    """A label file and its classes: the same one is compared with the prediction from every subset."""
+    from medmae.data.labels import read_label
+
+    found, classes, _ = read_label(path, dict(values))
+    classes.flags.writeable = False
+    return found, classes
 
 
 def measure_all(
@@ -141,8 +152,10 @@ def measure_all(
             owners.setdefault(job[:2], []).append((reference, given))
             jobs.append(job)
     rows: dict[tuple[str, str], list[Row]] = {}
+    _truth.cache_clear()
+    ordered = [] if faults else sorted(jobs, key=lambda job: job[1])  # so that a label is read once
     with progress("measuring", len(jobs), quiet=flags().quiet) as advance:
-        for job, outcome in each(measure_pair, jobs if not faults else (), workers=workers, preload=(__name__,)):
+        for job, outcome in each(measure_pair, ordered, workers=workers, preload=(__name__,)):
             for reference, given in owners[job[:2]]:
                 if isinstance(outcome.error, DataError) or outcome.died:
                     faults.append(f"case {reference.key}: {outcome.error or 'its process was killed'}")

@@ -14,6 +14,7 @@ from .console import say
 if TYPE_CHECKING:
     import numpy as np
 
+    from medmae.data.inference import InferenceCase
     from medmae.transfer.finetuned import Finetuned
     from medmae.transfer.task_folder import LoadedTask
 
@@ -56,18 +57,13 @@ class TaskModel:
         """How a case is brought to its grid and scale."""
         return self.loaded.data.get("preprocess") or {}
 
-    def predict(self, images: Mapping[str, Path], *, mask: Path | None, name: str) -> dict[str, np.ndarray]:
-        """What the model says of one case, from those of ``images`` that it knows: by name, without a batch axis.
-
-        The raw numbers of the windows that cover the foreground are averaged, then read.
+    def load(self, images: Mapping[str, Path], *, mask: Path | None, name: str) -> InferenceCase:
+        """Read and prepare those of ``images`` that the model knows; one with a single value is not among them.
 
         Raises:
             DataError: none of the images is of a known sequence, or none can be used.
         """
-        import torch
-
         from medmae.data.inference import load_case
-        from medmae.transfer.windows import over_windows
 
         known = {sequence: path for sequence, path in images.items() if sequence in self.sequences}
         if not known:
@@ -77,6 +73,17 @@ class TaskModel:
         case = load_case(known, self.preprocess, mask=mask)
         if not case.images:
             raise DataError(f"{name}: none of its images can be used ({'; '.join(case.odd.values())})")
+        return case
+
+    def predict(self, case: InferenceCase) -> dict[str, np.ndarray]:
+        """What the model says of one case: by name, without a batch axis.
+
+        The raw numbers of the windows that cover the foreground are averaged, then read.
+        """
+        import torch
+
+        from medmae.transfer.windows import over_windows
+
         device = next(self.method.parameters()).device
 
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):

@@ -41,8 +41,8 @@ class VolumeSource:
     folder of prepared cases (default: the user's), ``tier`` where they are read from: "disk" (compressed), "memory"
     (mapped), "device" (resident on the training device). ``workers`` prepare and read. ``repeat`` samples share each
     crop with different keys (several mask plans per crop). ``foreground_share`` is the probability that a crop is
-    centered on a foreground voxel. ``label_share``, with ``labels``, is the probability that it is centered on a labeled
-    one, where there is any: lesions are small, and a window without one teaches little.
+    centered on a foreground voxel. ``label_share``, with ``labels``, is the probability that it is centered on a
+    labeled one, where there is any: lesions are small, and a window without one teaches little.
 
     A case without any of ``sequences`` is left out, and with ``labels`` one without a label; ``notes`` says so, and
     what is odd about the voxels. ``present``: the sequences of every training and validation case that is left.

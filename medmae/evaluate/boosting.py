@@ -91,5 +91,5 @@ class Boosting:
         model = HistGradientBoostingRegressor(
             max_iter=ITERATIONS, learning_rate=0.1, max_leaf_nodes=31, early_stopping=False, random_state=self._seed
         )
-        names = tuple(name for name, known in zip(given, there, strict=True) if known)
+        names = tuple(name for name, usable in zip(given, np.atleast_1d(there).tolist(), strict=True) if usable)
         return names, model.fit(inputs[places][:, there], aim[places])

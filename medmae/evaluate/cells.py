@@ -20,12 +20,17 @@ def cell(name: str) -> str:
 
 
 def csv_text(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """A CSV; NaN becomes an empty cell."""
+    """A CSV; NaN becomes an empty cell, and bytes of file names that are no text are written as escapes."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(head)
     writer.writerows(["" if isinstance(v, float) and math.isnan(v) else v for v in line] for line in lines)
-    return buffer.getvalue()
+    return storable(buffer.getvalue())
+
+
+def storable(text: str) -> str:
+    """Names of files that are no valid text hold lone surrogates, which no file takes; they become ``\\udcff``."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def json_values(value: Any) -> Any:
@@ -41,7 +46,7 @@ def shown(interval: Interval | None) -> str:
     """A mean with its interval, for a terminal."""
     if interval is None:
         return "-"
-    if interval.cases == 1:
+    if interval.cases == 1 or math.isnan(interval.low):
         return f"{interval.mean:.2f}"
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 

@@ -37,8 +37,9 @@ _HOW = {
     "p_holm": 'Holm over all subsets and targets of a metric; "all" (mean over subsets) is a family of its own',
 }
 _TESTS = {
-    True: "p: both metrics from the same drawn subjects (within classes or events), 2000 draws; never below 2/2001",
-    False: "p: Wilcoxon signed rank over subjects, two-sided, zero differences after Pratt",
+    True: "p: both metrics from the same drawn subjects (within classes or events), 2000 draws; never below 2/2001 or "
+    "2/2^subjects",
+    False: "p: Wilcoxon signed rank over subjects, two-sided, exact up to 100, zero differences after Pratt",
 }
 
 

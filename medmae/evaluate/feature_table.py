@@ -17,7 +17,7 @@ from jaxtyping import Float
 from medmae.atomic import replacing, write_text
 from medmae.core.errors import MissingDependency
 
-from .cells import cell, csv_text, json_values
+from .cells import cell, csv_text, json_values, storable
 
 SUFFIXES = (".parquet", ".csv")
 KEY = "medmae"
@@ -58,7 +58,10 @@ def write_features(
         import pyarrow
         import pyarrow.parquet
 
-        arrays: dict[str, Any] = {name: pyarrow.array(list(words), pyarrow.string()) for name, words in columns.items()}
+        arrays: dict[str, Any] = {
+            name: pyarrow.array([None if word is None else storable(word) for word in words], pyarrow.string())
+            for name, words in columns.items()
+        }
         arrays |= {f"f{i}": pyarrow.array(values[:, i].astype(np.float32)) for i in range(values.shape[1])}
         table = pyarrow.table(arrays).replace_schema_metadata({KEY: told})
         with replacing(path) as temporary:

@@ -7,8 +7,8 @@ cohort, so there the metric of both models is taken anew from the same drawn pat
 
 Many subsets of sequences mean many chances to be lucky: p values are corrected (Holm, 1979) over all subsets and
 targets of a metric; the mean over the subsets is a family of its own. A model is called better or worse only where
-the interval leaves out zero and the corrected p is below 1 - level. With fewer than six patients the Wilcoxon test
-cannot get there, whatever they show.
+the interval leaves out zero and the corrected p is below 1 - level. With fewer than six patients neither test can get
+there, whatever they show.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ HIGHER = ("psnr", "ssim", "r2", "dice", "nsd", "auc", "ap", "balanced_accuracy",
           "spearman")  # fmt: skip
 LOWER = ("mae", "mse", "rmse", "nrmse", "hd95", "absolute_error", "squared_error", "nll", "brier")
 ENDINGS = ("_label", "_folds")
+EXACT = 100
+"""Values up to which the signed-rank test is exact."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def compare_scored(
 
     Subjects are drawn within strata (class, event), as for the metric itself. p is twice the share of draws in which
     the difference is zero or on the other side, plus one draw for the difference itself: 1 where all are zero, and
-    never below 2 / (draws + 1).
+    never below 2 / (draws + 1). Nor is it below 2 / 2^subjects, the share of the ways to exchange the two models within
+    subjects that any result can have: where few are drawn again, the drawings agree by themselves.
 
     Args:
         parts: predictions by subset.
@@ -211,12 +214,28 @@ def clustered(
 
 
 def signed_rank(values: Float[np.ndarray, " n"]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test, zeros after Pratt; 1 where all values are zero."""
+    """Two-sided p of Wilcoxon's signed-rank test, zeros after Pratt; 1 where all values are zero.
+
+    Up to ``EXACT`` values it is exact, with ties and zeros, too: all ways to sign the ranks are counted. A normal curve
+    would call five equal differences among many zeros sure, though no five of them can be.
+    """
     if not values.any():
         return 1.0
-    from scipy.stats import wilcoxon
+    if len(values) > EXACT and int((values != 0).sum()) > EXACT // 4:
+        from scipy.stats import wilcoxon
 
-    return float(wilcoxon(np.sort(values), zero_method="pratt").pvalue)
+        return float(wilcoxon(np.sort(values), zero_method="pratt").pvalue)
+    from scipy.stats import rankdata
+
+    twice = np.round(2 * rankdata(np.abs(values))).astype(np.int64)  # mean ranks of ties are halves
+    chance = np.zeros(int(twice[values != 0].sum()) + 1)
+    chance[0] = 1.0
+    for rank in twice[values != 0].tolist():
+        moved = np.zeros_like(chance)
+        moved[rank:] = chance[:-rank]
+        chance = 0.5 * (chance + moved)
+    found = int(twice[values > 0].sum())
+    return min(1.0, 2 * min(float(chance[: found + 1].sum()), float(chance[found:].sum())))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -299,6 +318,7 @@ def _drawn(
     p = min(1.0, 2 * (aside + 1) / (len(known) + 1)) if len(known) else float("nan")
     interval = percentiles(gain, len(cases), level)
     subjects = len(np.unique(owners[cases]))
+    p = max(p, 2.0 ** (1 - subjects))
     return Difference(*key, subjects, left_out, float(one[0]), float(two[0]), interval, p)
 
 

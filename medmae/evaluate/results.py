@@ -115,6 +115,8 @@ def read_results(folder: str | Path) -> Results:
             raise TypeError("'about' is no mapping")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / SUMMARY} cannot be read as results ({error}); evaluate again") from error
+    if "task" not in about and isinstance(about.get("models"), list):
+        raise UsageError(f"{folder} is of 'medmae probe', which compares models itself: name the other with --against")
     task = str(about.get("task") or "reconstruct")
     if (folder / PREDICTIONS).is_file() and task in TABLE_TASKS:
         lines = _lines(folder / PREDICTIONS, ("case", "given", *(f"true_{role}" for role in TABLE_TASKS[task])))

@@ -27,7 +27,7 @@ def dense_over_windows(
     device: torch.device,
     batch_size: int = 1,
     overlap: float = 0.5,
-) -> Float[Tensor, "c *size"]:
+) -> Float[Tensor, c * size]:
     """What ``run`` answers for every voxel of a volume, float32 on the CPU.
 
     Args:

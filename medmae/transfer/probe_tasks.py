@@ -7,6 +7,7 @@ strength of its penalty.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,8 +58,17 @@ class Classes:
         self.metric = metric
 
     def strata(self, subjects: Sequence[str], folds: int) -> Int[np.ndarray, " n"]:
-        """See :class:`Task`."""
-        return self.truth
+        """See :class:`Task`. A subject with cases of several classes stands for the one that fewest subjects show."""
+        showing = [{s for s, t in zip(subjects, self.truth, strict=True) if t == c} for c in range(len(self.classes))]
+        if sum(map(len, showing)) == len(set(subjects)) or min(map(len, showing), default=0) < 2:
+            return self.truth
+        place = {s: c for c in sorted(range(len(showing)), key=lambda c: -len(showing[c])) for s in sorted(showing[c])}
+        sizes = Counter(place.values())
+        most = max(sizes, key=lambda c: sizes[c])
+        place = {s: c if sizes[c] > 1 else most for s, c in place.items()}
+        if len(set(place.values())) == 1:  # all show all: any two halves are as balanced
+            place = {s: i % 2 for i, s in enumerate(sorted(place))}
+        return np.array([place[s] for s in subjects], dtype=np.int64)
 
     def blocks(self) -> tuple[object, ...]:
         """See :class:`Task`."""
@@ -68,6 +78,8 @@ class Classes:
         """See :class:`Task`."""
         from sklearn.linear_model import LogisticRegression
 
+        if len(set(self.truth[rows].tolist())) < 2:  # in a part of the training cases, where the penalty is chosen
+            return np.tile(np.eye(len(self.classes))[self.truth[rows[0]]], (len(new), 1))
         model: Any = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of convergence: a weak penalty that is slow is not chosen by chance

@@ -12,8 +12,9 @@ direction.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,10 +79,18 @@ class ProbeResult:
     def scores(self) -> dict[str, Interval]:
         """Every metric that can be told, with its 95 % bootstrap interval over subjects.
 
-        The classifiers stay as they are: the interval holds for other patients, not for other training sets.
+        The classifiers stay as they are: the interval holds for other patients, not for other training sets. Its bounds
+        are NaN where no class has two subjects, since every drawing is then the same.
         """
-        found = {name: percentiles(values, len(self.subjects), 0.95) for name, values in self.resampled.items()}
+        found = {name: self._interval(values) for name, values in self.resampled.items()}
         return {name: interval for name, interval in found.items() if not np.isnan(interval.mean)}
+
+    def _interval(self, values: Float[np.ndarray, " r"]) -> Interval:
+        found = percentiles(values, len(self.subjects), 0.95)
+        own = dict(zip(reversed(self.subjects), reversed(self.strata), strict=True))
+        if max(Counter(own.values()).values()) > 1:
+            return found
+        return replace(found, low=float("nan"), high=float("nan"))
 
     def compare(self, other: ProbeResult) -> dict[str, Interval]:
         """This minus ``other``, metric by metric, on the same resampled subjects.
@@ -93,7 +102,7 @@ class ProbeResult:
             raise ValueError("two probes can be compared on the same cases and folds only")
         theirs = other.resampled
         return {
-            name: percentiles(values - theirs[name], len(self.subjects), 0.95)
+            name: self._interval(values - theirs[name])
             for name, values in self.resampled.items()
             if name in theirs and not np.isnan(values[0] - theirs[name][0])
         }
@@ -206,6 +215,9 @@ def _probe(
     if parts is None:
         strata = task.strata(subjects, folds)
         names = task.classes or tuple(str(s) for s in range(int(strata.max(initial=-1)) + 1))
+        if isinstance(task, Classes) and strata is not task.truth:  # subjects of several classes
+            there, strata = np.unique(strata, return_inverse=True)
+            names = tuple(str(s) for s in there)
         fold = assign_folds(strata, subjects, classes=names, folds=folds, seed=seed)
         rounds: list[tuple[Any, Any, Any]] = [
             (np.flatnonzero(fold != f), None, np.flatnonzero(fold == f)) for f in range(int(fold.max()) + 1)
@@ -214,6 +226,11 @@ def _probe(
         own = [np.flatnonzero([p == part for p in parts]) for part in ("train", "val", "test")]
         if not len(own[0]) or not len(own[2]):
             raise DataError(f"{len(own[0])} training and {len(own[2])} test case(s): a probe needs both")
+        if isinstance(task, Classes) and len(found := sorted({task.classes[c] for c in task.truth[own[0]]})) < 2:
+            raise DataError(
+                f"all {len(own[0])} training case(s) have the class {found[0]!r}: there is nothing to learn apart. "
+                "Choose another split, or folds"
+            )
         fold = np.where([p == "test" for p in parts], 0, -1)
         rounds = [(own[0], own[1] if len(own[1]) else None, own[2])]
     prediction: np.ndarray = np.full((n, max(1, len(task.classes))), np.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -111,6 +112,32 @@ def test_images_have_their_class_beside_them(models, tmp_path: Path, capsys) -> 
     assert call(models["mae"], "toy-image:6", tmp_path / "t.csv", "--pool", "cls", "--split", "train") == 0
     train, _ = table(tmp_path / "t.csv")
     assert [r["case"] for r in train] == [r["case"] for r in rows if r["split"] == "train"]
+
+
+def test_odd_names_and_broken_files_of_a_spec_that_skips_them(models, tmp_path: Path, capsys) -> None:
+    from PIL import Image
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in (b"a.png", b"\xff\xfe b.png", b"=c.png"):
+        Image.fromarray(np.random.default_rng(len(name)).integers(0, 255, (40, 40, 3)).astype(np.uint8)).save(
+            data / os.fsdecode(name)
+        )
+    (data / "broken.png").write_bytes(b"no image")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("kind: image\nroot: data\n")
+    assert call(models["mae"], spec, tmp_path / "f.csv") == 3
+    assert "broken.png: cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "f.csv").exists()
+    spec.write_text("kind: image\nroot: data\non_error: skip\n")
+    for name in ("f.csv", "f.parquet"):
+        line = ["embed", "--checkpoint", models["mae"], "--data", spec, "--out", tmp_path / name]
+        assert main([str(word) for word in line]) == 0
+        assert "1 sample(s) left out" in capsys.readouterr().err
+    rows, _ = table(tmp_path / "f.csv")
+    assert [row["case"] for row in rows] == ["'=c.png", "a.png", "\\udcff\\udcfe b.png"]
+    known = pyarrow.parquet.read_table(tmp_path / "f.parquet").column("case").to_pylist()
+    assert known == ["=c.png", "a.png", "\\udcff\\udcfe b.png"]
 
 
 def test_what_cannot_be_meant_is_refused(cohort: Path, models, tmp_path: Path, capsys, monkeypatch) -> None:

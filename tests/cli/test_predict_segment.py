@@ -154,5 +154,5 @@ def test_evaluations_that_cannot_be_made(cohort: Path, model: Path, tmp_path: Pa
     other = make(tmp_path / "other", label="classes: {background: 0, bone: 1, air: 2}")
     refused(2, "in common", data=other)
     bad = make(tmp_path / "bad", label=REGIONS, values=(2, 1, 4), test=0.34)
-    put(tmp_path / "bad" / "p0" / "t1n.nii.gz", np.arange(27, dtype=np.float32).reshape(3, 3, 3))
+    put(tmp_path / "bad" / "p0" / "t2w.nii.gz", np.arange(27, dtype=np.float32).reshape(3, 3, 3))
     refused(3, "cannot be read", "--split", "all", data=bad)

@@ -215,6 +215,33 @@ def test_a_volume_method_says_that_a_toy_is_no_cohort(tmp_path: Path, capsys: py
     assert "bm_mae reads 3-D cohorts, and toy-image is none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("method", "data", "words"),
+    [
+        ("bm_mae", "folder", "holds image data. `medmae methods` lists what reads it"),
+        ("bm_mae", "spec", "bm_mae reads 3-D cohorts, and"),
+        ("audio_mae", "cohort", "audio_mae is a method for audio data, and --data names a 3-D cohort"),
+        ("audio_mae", "folder", "no audio files in it or below"),
+        ("mae", "spec", "describes audio data, and image data is wanted"),
+        ("mae", None, "There is no data: --data FOLDER"),
+        ("mae", "~nobody-is-called-so/x", "no such file or folder"),
+        ("multimae", "toy-image:8", "--set 'method.sequences=[rgb]'"),
+        ("satmae", "toy-image:8", "the method reads 6 (method.channels, or the bands in method.groups)"),
+    ],
+)
+def test_method_and_data_must_be_of_one_kind(
+    tmp_path: Path, folder: Path, method: str, data: str | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "spec.yaml").write_text("kind: audio\n")
+    (tmp_path / "cohort.yaml").write_text("medmae: 1\nname: x\nsequences: [t1n]\n")
+    given = {"folder": folder, "spec": tmp_path / "spec.yaml", "cohort": tmp_path / "cohort.yaml"}.get(str(data), data)
+    what = [] if given is None else ["--data", given]
+    line = ["pretrain", "--method", method, *what, "--out", tmp_path / "run", *COMMON]
+    assert main([str(word) for word in line]) in (2, 3)
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_check_tells_what_there_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "--data", str(folder)]) == 0
     said = capsys.readouterr().err

@@ -121,6 +121,8 @@ def test_images_learn_from_one_part_and_are_tested_on_the_other(models, tmp_path
     parts = open_data("toy-image:60", encoder).parts
     about = json.loads((tmp_path / "out" / "summary.json").read_text())["about"]
     assert about["split"] == "learned from train, tested on test"
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path), "--out", str(tmp_path / "both")]) == 2
+    assert "is of 'medmae probe'" in capsys.readouterr().err
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     assert len(rows) == 4 * sum(part == "test" for part in parts.values())
     assert call(models["mae"], "toy-image:60", tmp_path / "folds", "--folds", 3, "--kind", "knn", "--cases", 40) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import wilcoxon
+from scipy.stats import rankdata, wilcoxon
 
 from medmae.core.errors import DataError
 from medmae.evaluate.cohort_scores import measure_of
 from medmae.evaluate.comparison import as_csv, as_json, compare_results, picture, sentences, text
-from medmae.evaluate.paired import Difference, Measured, clustered, compare_measured, higher_is_better, holm, judged
+from medmae.evaluate.paired import (
+    Difference,
+    Measured,
+    clustered,
+    compare_measured,
+    higher_is_better,
+    holm,
+    judged,
+    signed_rank,
+)
 from medmae.evaluate.results import Results, Said
 from medmae.evaluate.statistics import Interval
 
@@ -166,6 +176,30 @@ def test_few_cases_are_never_sure() -> None:
     values, owners = np.array([0.1, 0.7, 0.4, 0.2]), ["a", "b", "b", "c"]
     turned = clustered(values[::-1], owners[::-1])
     assert (turned.low, turned.high) == pytest.approx((clustered(values, owners).low, clustered(values, owners).high))
+
+
+def test_the_signed_rank_test_is_exact_with_ties_and_zeros() -> None:
+    rng = np.random.default_rng(0)
+    for n in (3, 6, 13, 40):
+        values = rng.normal(0.4, 1, n)
+        assert signed_rank(values) == pytest.approx(wilcoxon(values, method="exact").pvalue)
+    coarse = np.round(rng.normal(0.6, 1, 12), 0)  # ties and zeros: all signs by hand
+    ranks = rankdata(np.abs(coarse)) * (coarse != 0)
+    sums = np.array([ranks[np.array(signs) > 0].sum() for signs in itertools.product((0, 1), repeat=12)])
+    up = ranks[coarse > 0].sum()
+    assert signed_rank(coarse) == pytest.approx(min(1, 2 * min((sums <= up).mean(), (sums >= up).mean())))
+    assert signed_rank(np.r_[np.arange(1.0, 6.0), np.zeros(200)]) == 2 / 2**5
+    large = rng.normal(0.1, 1, 200)
+    assert signed_rank(large) == pytest.approx(wilcoxon(large, zero_method="pratt").pvalue)
+    assert signed_rank(np.zeros(4)) == 1
+
+
+def test_few_patients_make_no_better_classifier() -> None:
+    rows = [(i % 2, 1.0, 0.1 + 0.8 * (i % 2)) for i in range(8)]  # of four subjects
+    wrong = [(k, t, 1 - score) for k, t, score in rows]
+    found = compare_results(results("classify", rows), results("classify", wrong)).differences
+    assert found
+    assert all(d.p >= 2 / 2**4 and d.verdict == "not surely different" for d in found)
 
 
 def test_holm_by_hand() -> None:

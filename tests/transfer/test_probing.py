@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +149,33 @@ def test_two_sets_of_features_are_compared_on_the_same_patients() -> None:
         good.compare(linear_probe(x, labels, groups, seed=1))
 
 
+def test_one_case_of_a_class_gives_no_interval() -> None:
+    x, labels, groups = data(classes=2)
+    parts = ["train"] * (N - 2) + ["test"] * 2
+    groups = [f"s{i}" for i in range(N)]
+    lone = linear_probe(x, labels, groups, parts=parts)
+    assert all(math.isnan(i.low) and math.isnan(i.high) and i.cases == 2 for i in lone.scores.values())
+    assert all(math.isnan(i.low) for i in lone.compare(lone).values())
+    four = linear_probe(x, labels, groups, parts=["train"] * (N - 4) + ["test"] * 4)
+    assert not any(math.isnan(i.low) for i in four.scores.values())
+
+
+def test_subjects_may_show_several_classes() -> None:
+    x, labels, _ = data()
+    for groups in ([f"s{i // 3}" for i in range(N)], [f"s{i // 2}" for i in range(N)]):  # all three, two of three
+        found = linear_probe(x, labels, groups)
+        folds = {g: {f for h, f in zip(groups, found.fold.tolist(), strict=True) if h == g} for g in groups}
+        assert all(len(own) == 1 for own in folds.values())
+        assert found.fold.max() == 4
+        assert found.scores["auc"].mean > 0.95
+        assert np.isfinite(found.prediction).all()
+    rare = ["a"] * N  # the second case of three subjects alone
+    for i in (1, 31, 61):
+        rare[i] = "b"
+    found = linear_probe(x, rare, [f"s{i // 2}" for i in range(N)])
+    assert len(set(found.fold[[1, 31, 61]].tolist())) == 3
+
+
 def test_what_cannot_be_learned_from_is_refused() -> None:
     x, labels, groups = data()
     bad = x.copy()
@@ -159,6 +188,10 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         linear_probe(x, labels[1:], groups)
     with pytest.raises(DataError, match="too few subjects"):
         linear_probe(x, ["a", *["b"] * (N - 1)], groups)
+    parts = ["train"] * 30 + ["test"] * (N - 30)
+    for probe in (linear_probe, knn_probe):
+        with pytest.raises(DataError, match="all 30 training case"):
+            probe(x, ["a"] * 30 + ["a", "b"] * 30, groups, parts=parts)
     with pytest.raises(DataError, match="censored"):
         cox_probe(x, np.ones(N), np.zeros(N, bool), groups)
     with pytest.raises(DataError, match="nothing to tell apart"):
