@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 GIB = 1024**3
-MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "simpleitk": "SimpleITK", "torch-geometric": "torch_geometric"}
+MODULES = {
+    "pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "scikit-learn": "sklearn", "simpleitk": "SimpleITK",
+    "torch-geometric": "torch_geometric",
+}  # fmt: skip
 UNITED = ("all", "dev")  # extras that are made of others, or only for developers
 LITTLE_RAM, LITTLE_DISK, LITTLE_SHARED = 4 * GIB, 5 * GIB, GIB
 

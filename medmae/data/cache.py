@@ -263,6 +263,7 @@ def ensure(
                     skipped.add(job[4])
                     if on_problem is not None:
                         on_problem(message)
+        _sweep(folder)  # a worker that was killed leaves its own; all have ended by now
         fresh = load_entries(folder, [key for key in todo if key not in skipped])
         _update_manifest(folder, fresh.values())
     if faults:
