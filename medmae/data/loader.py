@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from medmae.core.errors import DataError, OutOfMemory, UsageError
 from medmae.core.random import uniform
@@ -26,6 +26,7 @@ from medmae.data.artifacts import Artifacts, apply_artifacts
 from medmae.data.augment import Augmentation, draw_augmentation, finish_batch
 from medmae.data.cache import TIERS, Entry, default_folder, ensure
 from medmae.data.crops import CropReader, make_memory_twins, resident
+from medmae.data.delivery import deliver
 from medmae.data.oddities import remarks
 from medmae.data.preprocess import PreprocessSettings
 from medmae.data.stream import Draw
@@ -150,25 +151,7 @@ class VolumeSource:
         if self._tier == "device":
             yield from (self._crops.place(draws) for draws in plan)
             return
-        loader = DataLoader(
-            self._crops,
-            batch_sampler=plan,  # any iterable of batches will do
-            num_workers=self._workers,
-            collate_fn=_whole,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if self._workers else None,
-            generator=torch.Generator(),  # so that starting an iteration does not advance the global generator
-        )
-        try:
-            yield from loader
-        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-            # A worker that dies shows as any of these, depending on what it was handing over.
-            if self._workers == 0 or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
-                raise
-            raise OutOfMemory(
-                f"a loader worker was killed, most often for want of memory or of shared memory ({error!r}). "
-                "Use fewer workers or a smaller batch; in a container allow more shared memory (--shm-size)"
-            ) from error
+        yield from deliver(self._crops, plan, workers=self._workers)
 
     def finish(self, batch: Mapping[str, Tensor], *, device: Any, training: bool) -> dict[str, Tensor]:
         """Move to the device, cast, normalize, and where ``training`` flip and vary: the method's input."""
@@ -358,7 +341,3 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     storage = torch.UntypedStorage._new_shared(length * dtype.itemsize)  # type: ignore[no-untyped-call]
     result: Tensor = torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
     return result
-
-
-def _whole(batch: Any) -> Any:
-    return batch

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from medmae.core.errors import CheckpointError, UsageError
-from medmae.core.tokens import Batch, without_trivial_masks
+from medmae.core.tokens import Batch
 
 
 @torch.no_grad()
@@ -52,7 +52,8 @@ def dense_over_windows(
         raise CheckpointError(f"the model knows {', '.join(names)}, and the case has {', '.join(images) or 'nothing'}")
     if not 0 <= overlap < 1:
         raise UsageError(f"--overlap must be at least 0 and below 1, not {overlap}")
-    present = torch.tensor([name in given for name in names], device=device)
+    # Said only where something is missing, so that nobody has to look on the device.
+    present = None if len(given) == len(names) else torch.tensor([name in given for name in names], device=device)
 
     def answer(windows: Float[Tensor, "b channels *window"]) -> Float[Tensor, "b c *window"]:
         b = len(windows)
@@ -60,8 +61,9 @@ def dense_over_windows(
         batch = {name: windows[:, given.index(name), None] if name in given else blank for name in names}
         batch["foreground"] = windows[:, -1:]
         batch["spacing"] = windows.new_tensor([list(spacing)] * b)
-        batch["present"] = present.expand(b, -1)
-        return run(without_trivial_masks(batch)).float()
+        if present is not None:
+            batch["present"] = present.expand(b, -1)
+        return run(batch).float()
 
     whole = torch.stack([*(images[name].float() for name in given), foreground.float()])[None]
     found = sliding_window_inference(

@@ -18,11 +18,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from medmae.core.errors import DataError, MedmaeError, OutOfMemory, UsageError
+from medmae.core.errors import DataError, MedmaeError, UsageError
 from medmae.data import stream
 from medmae.data.cache import default_folder
+from medmae.data.delivery import deliver
 from medmae.data.fingerprint import Fingerprints
 from medmae.data.kinds.listing import Listing, Sample, sample_hash
 from medmae.data.stream import Draw
@@ -216,28 +217,10 @@ class SampleSource:
         return self._deliver(([d._replace(case=rows[d.case]) for d in draws] for draws in plan), training=False)
 
     def _deliver(self, plan: Iterable[list[Draw]], *, training: bool) -> Iterator[Mapping[str, Tensor]]:
-        loader = DataLoader(
-            _Reading(self.listing, self.kind, training=training),
-            batch_sampler=plan,  # any iterable of batches will do
-            num_workers=self._workers,
-            collate_fn=_whole,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if self._workers else None,
-            generator=torch.Generator(),  # so that starting an iteration does not advance the global generator
-        )
-        try:
-            for batch in loader:
-                if _ERROR in batch:
-                    raise batch[_ERROR]
-                yield batch
-        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-            # A worker that dies shows as any of these, depending on what it was handing over.
-            if self._workers == 0 or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
-                raise
-            raise OutOfMemory(
-                f"a loader worker was killed, most often for want of memory or of shared memory ({error!r}). "
-                "Use fewer workers or a smaller batch; in a container allow more shared memory (--shm-size)"
-            ) from error
+        for batch in deliver(_Reading(self.listing, self.kind, training=training), plan, workers=self._workers):
+            if _ERROR in batch:
+                raise batch[_ERROR]
+            yield batch
 
     def finish(self, batch: Mapping[str, Tensor], *, device: Any, training: bool) -> dict[str, Tensor]:
         """Move to the device, and let the kind cast, normalize and, where ``training``, vary: the method's input."""
@@ -299,7 +282,3 @@ class _Reading(Dataset[Any]):
             "index": torch.tensor([d.case for d in draws]),
             "target_class": torch.tensor([self._classes[d.case] for d in draws]),
         }
-
-
-def _whole(batch: Any) -> Any:
-    return batch
