@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmae.core.errors import UsageError
+from medmae.core.glossary import meanings
 
 if TYPE_CHECKING:
     from medmae.core.card import Card
@@ -65,6 +66,10 @@ class Found:
             if isinstance(default, tuple) and not isinstance(overrides[key], tuple | list):
                 raise UsageError(f"{key} must be a list, such as {list(default)}, not {overrides[key]!r}")
         return _plain(recipe | overrides)
+
+    def meanings(self) -> dict[str, str]:
+        """What every argument means: in the words of the builder's docstring, else of :mod:`medmae.core.glossary`."""
+        return meanings(self.builder, self.card.kind)
 
     def build(self, *, preset: str | None = None, scale: str | None = None, **overrides: Any) -> Method:
         """Build the method from its resolved recipe.

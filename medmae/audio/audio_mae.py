@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from medmae.audio.parts import TEST_SCALE, audio_step
+from medmae.audio.parts import POSITIONS_DEPARTURE, TEST_SCALE, audio_step
 from medmae.core.autoencoder import Autoencoder
 from medmae.core.card import Card
-from medmae.core.grid import Grid
 from medmae.core.sound import Frontend
 
 CARD = Card(
@@ -31,8 +30,7 @@ CARD = Card(
     ),
     status="faithful",
     departures=(
-        "Positions follow the grid of tokens. Released weights were trained with a table made for the transposed grid; "
-        "compat=True gives that table.",
+        POSITIONS_DEPARTURE,
         "The network that makes the bias of the windows has no dropout.",
         "Masking again in fine-tuning, spectrogram masking and mixup belong to the recipe of training.",
     ),
@@ -75,45 +73,19 @@ def audio_mae(
     compat: bool = False,
 ) -> Autoencoder:
     """Build the method; the batch entry it reads is ``spectrogram``, Float[b 1 frames bins], as ``frontend`` makes it.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        size: frames (10 ms each) and mel bins of a spectrogram.
-        patch: frames and bins of a token.
-        rate: samples per second of the sound that the frontend takes.
-        mean: of the log-mel values of the data, of which AudioSet is the default.
-        std: of the same; values become (x - mean) / (2 std).
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
+        mean: mean of the log-mel values of the data, by default AudioSet's.
         decoder: attention of the decoder, in shifted windows or global as in MAE (with [CLS]; published with 8 blocks).
         window: tokens of a window along time and frequency.
         shift: shift of the windows in every second block, along time and frequency.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
-        mlp_ratio: hidden width of the MLPs over the width.
-        eps: of the layer norms.
         mask_ratio: share of hidden tokens, anywhere in time and frequency, in [0, 1).
         band_ratios: shares of whole time steps and whole bands to hide, in place of ``mask_ratio``.
-        normalize_target: predict log-mel values normalized per patch.
-        compat: the positions of the released weights, which belong to the transposed grid.
     """
     return audio_step(
-        Grid(tuple(size), tuple(patch)),
-        Frontend(rate, size[0], size[1], mean, std),
-        decoder=decoder,
-        window=window,
-        shift=shift,
-        width=width,
-        depth=depth,
-        heads=heads,
-        decoder_width=decoder_width,
-        decoder_depth=decoder_depth,
-        decoder_heads=decoder_heads,
-        mlp_ratio=mlp_ratio,
-        eps=eps,
-        mask_ratio=mask_ratio,
-        band_ratios=band_ratios,
-        normalize_target=normalize_target,
-        compat=compat,
-    )
+        tuple(size), tuple(patch), Frontend(rate, size[0], size[1], mean, std),
+        decoder=decoder, window=window, shift=shift, width=width, depth=depth, heads=heads, decoder_width=decoder_width,
+        decoder_depth=decoder_depth, decoder_heads=decoder_heads, mlp_ratio=mlp_ratio, eps=eps, mask_ratio=mask_ratio,
+        band_ratios=band_ratios, normalize_target=normalize_target, compat=compat,
+    )  # fmt: skip

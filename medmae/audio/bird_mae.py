@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from medmae.audio.parts import TEST_SCALE, audio_step
+from medmae.audio.parts import POSITIONS_DEPARTURE, TEST_SCALE, audio_step
 from medmae.core.autoencoder import Autoencoder
 from medmae.core.card import Card
-from medmae.core.grid import Grid
 from medmae.core.sound import Frontend
 
 CARD = Card(
@@ -32,8 +31,7 @@ CARD = Card(
     ),
     status="faithful",
     departures=(
-        "Positions follow the grid of tokens. Released weights were trained with a table made for the transposed grid; "
-        "compat=True gives that table.",
+        POSITIONS_DEPARTURE,
         "Short clips are filled up with their own minimum, not with that of the batch, so that a clip is the same in "
         "whatever batch it is.",
         "Mixing of waveforms comes before the spectrogram, so it is part of loading data and not of the method.",
@@ -74,40 +72,14 @@ def bird_mae(
     compat: bool = False,
 ) -> Autoencoder:
     """Build the method; the batch entry it reads is ``spectrogram``, Float[b 1 frames bins], as ``frontend`` makes it.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        size: frames (10 ms each) and mel bins of a spectrogram.
-        patch: frames and bins of a token.
-        rate: samples per second of the sound that the frontend takes.
-        mean: of the log-mel values of the data.
-        std: of the same; values become (x - mean) / (2 std).
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
-        mlp_ratio: hidden width of the MLPs over the width.
-        eps: of the layer norms.
-        mask_ratio: share of hidden tokens, in [0, 1).
-        normalize_target: predict log-mel values normalized per patch.
         fill: what short clips are filled up with, as log-mel values: zero, or their own minimum.
-        compat: the positions of the released weights, which belong to the transposed grid.
     """
     return audio_step(
-        Grid(tuple(size), tuple(patch)),
-        Frontend(rate, size[0], size[1], mean, std, fill=fill),
-        decoder="global",
-        width=width,
-        depth=depth,
-        heads=heads,
-        decoder_width=decoder_width,
-        decoder_depth=decoder_depth,
-        decoder_heads=decoder_heads,
-        mlp_ratio=mlp_ratio,
-        eps=eps,
-        mask_ratio=mask_ratio,
-        band_ratios=None,
-        normalize_target=normalize_target,
-        compat=compat,
-    )
+        tuple(size), tuple(patch), Frontend(rate, size[0], size[1], mean, std, fill=fill),
+        decoder="global", width=width, depth=depth, heads=heads, decoder_width=decoder_width,
+        decoder_depth=decoder_depth, decoder_heads=decoder_heads, mlp_ratio=mlp_ratio, eps=eps, mask_ratio=mask_ratio,
+        normalize_target=normalize_target, compat=compat,
+    )  # fmt: skip

@@ -28,6 +28,11 @@ TEST_SCALE: dict[str, Any] = {
     "size": (64, 32), "patch": (8, 8), "mask_ratio": 0.75,
 }  # fmt: skip
 
+POSITIONS_DEPARTURE = (
+    "Positions follow the grid of tokens. Released weights were trained with a table made for the transposed grid; "
+    "compat=True gives that table."
+)
+
 ROWS, COLUMNS = 51, 52  # streams of randomness of :func:`bands`
 
 
@@ -82,7 +87,8 @@ def bands(shape: tuple[int, int], ratios: tuple[float, float]) -> tuple[Priority
 
 
 def audio_step(
-    grid: Grid,
+    size: tuple[int, ...],
+    patch: tuple[int, ...],
     frontend: Frontend,
     *,
     decoder: Literal["window", "global"],
@@ -97,7 +103,7 @@ def audio_step(
     mlp_ratio: float,
     eps: float,
     mask_ratio: float,
-    band_ratios: tuple[float, float] | None,
+    band_ratios: tuple[float, float] | None = None,
     normalize_target: bool,
     compat: bool,
 ) -> Autoencoder:
@@ -105,6 +111,7 @@ def audio_step(
 
     The method carries its ``frontend``, so that whoever feeds it knows how it wants its sound.
     """
+    grid = Grid(size, patch)
     shape = (grid.shape[0], grid.shape[1])
     blocks = None
     if decoder == "window":

@@ -11,6 +11,7 @@ from medmae.core.card import Card
 from medmae.core.grid import Grid, ModalityGrid
 from medmae.core.sampling import MaskSampler, random, ratio
 from medmae.core.spectrum import SpectrumAutoencoder
+from medmae.image.parts import TEST_SCALE
 from medmae.nets.cross import ChannelDecoder
 from medmae.nets.embed import SharedEmbed
 from medmae.nets.parallel import ParallelBlock
@@ -48,8 +49,7 @@ CARD = Card(
 )
 
 SCALES = {
-    "test": {"sequences": ("a", "b", "c"), "size": (32, 32), "patch": (8, 8), "width": 48, "depth": 2, "heads": 4,
-             "decoder_width": 48, "decoder_depth": 1, "decoder_heads": 4, "layer_scale": 0.1, "drop_path": 0.0},
+    "test": {**TEST_SCALE, "sequences": ("a", "b", "c"), "layer_scale": 0.1, "drop_path": 0.0},
     "tiny": {"width": 192, "depth": 12, "heads": 3, "decoder_width": 128},
     "small": {"width": 384, "depth": 12, "heads": 6},
     "base": {},
@@ -77,55 +77,26 @@ def ca_mae(
     foreground_loss: bool = False,
 ) -> SpectrumAutoencoder:
     """Build the method; it reads one batch entry per channel, Float[b 1 *size], standardized.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
         sequences: names of the channels, any number; the encoder has no parameter that belongs to one.
-        size: pixels or voxels per axis.
-        patch: pixels or voxels per axis of a patch.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        mlp_ratio: hidden width of the MLPs over the width.
-        layer_scale: initial factor of the branches of the encoder.
-        drop_path: stochastic depth at the last block of the encoder.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of every channel.
-        decoder_heads: attention heads of the decoder.
-        eps: of the layer norms.
-        mask_ratio: share of hidden patches over all channels, in [0, 1).
+        decoder_depth: blocks of the decoder of every channel.
         fourier: weight of the loss on Fourier magnitudes; 0 leaves it out.
-        foreground_loss: weigh every patch by its share of foreground.
     """
     grid, names = Grid(tuple(size), tuple(patch)), tuple(sequences)
-    encoder = ViTEncoder(
-        embed=SharedEmbed(grid.content, width),
-        positions=SinCos(width),
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_ratio=mlp_ratio,
-        eps=eps,
-        block=ParallelBlock,
-        layer_scale=layer_scale,
-        drop_path=drop_path,
-    )
-    decoder = ChannelDecoder(
-        names=names,
-        encoder_width=width,
-        width=decoder_width,
-        depth=decoder_depth,
-        heads=decoder_heads,
-        content=grid.content,
-        positions=SinCos(decoder_width),
-        mlp_ratio=mlp_ratio,
-        eps=eps,
-    )
     method = SpectrumAutoencoder(
         tokenizer=ModalityGrid(names, grid),
         sampler=MaskSampler(random(), ratio(mask_ratio), weigh=foreground_loss),
-        encoder=encoder,
-        decoder=decoder,
+        encoder=ViTEncoder(
+            embed=SharedEmbed(grid.content, width), positions=SinCos(width), width=width, depth=depth, heads=heads,
+            mlp_ratio=mlp_ratio, eps=eps, block=ParallelBlock, layer_scale=layer_scale, drop_path=drop_path,
+        ),
+        decoder=ChannelDecoder(
+            names=names, encoder_width=width, content=grid.content, positions=SinCos(decoder_width),
+            width=decoder_width, depth=decoder_depth, heads=decoder_heads, mlp_ratio=mlp_ratio, eps=eps,
+        ),
         fourier=fourier,
-    )
+    )  # fmt: skip
     xavier(method)
     return method

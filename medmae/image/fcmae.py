@@ -71,22 +71,17 @@ def fcmae(
     variance_floor: float = 0.0,
 ) -> Autoencoder:
     """Build the method; it reads one batch entry per sequence, Float[b channels *size].
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
         sequences: names of the batch entries; photographs have the one called ``image``.
         size: pixels or voxels per axis, two or three; multiples of the total stride ``stem * 2 ** (stages - 1)``.
-        channels: values per pixel of every sequence.
         widths: channels of every stage, fine to coarse; each stage but the first halves the resolution.
         depths: blocks of every stage.
         stem: edge and stride of the first convolution.
         kernel: edge of the depth-wise convolutions, odd.
         decoder_width: channels of the decoder.
-        decoder_depth: blocks of the decoder.
-        eps: of the layer norms.
         mask_ratio: share of hidden cells, the same in all sequences, in [0, 1).
-        foreground_loss: weigh every cell by its share of foreground.
-        normalize_target: predict pixels normalized per cell.
-        variance_floor: smallest variance a target is divided by, in squared units of the pixels.
     """
     names, cell = tuple(sequences), stem * 2 ** (len(widths) - 1)
     grid = Grid(tuple(size), (cell,) * len(size), channels)
@@ -95,17 +90,12 @@ def fcmae(
         tokenizer=ModalityGrid(names, grid),
         sampler=MaskSampler(tube(grid.length), budget, weigh=foreground_loss),
         encoder=ConvNeXtEncoder(
-            grid=grid, modalities=len(names), widths=widths, depths=depths, stem=stem, kernel=kernel, eps=eps
+            grid=grid, modalities=len(names), widths=widths, depths=depths, stem=stem, kernel=kernel, eps=eps,
         ),
         decoder=ConvNeXtDecoder(
-            grid=grid,
-            modalities=len(names),
-            encoder_width=widths[-1],
-            width=decoder_width,
-            depth=decoder_depth,
-            kernel=kernel,
-            eps=eps,
+            grid=grid, modalities=len(names), encoder_width=widths[-1],
+            width=decoder_width, depth=decoder_depth, kernel=kernel, eps=eps,
         ),
         target=Normalized(floor=variance_floor) if normalize_target else Content(),
         distance=mse,
-    )
+    )  # fmt: skip

@@ -55,21 +55,7 @@ def mae(
     normalize_target: bool = True,
 ) -> Autoencoder:
     """Build the method; the batch entry it reads is ``image``, Float[b channels *size].
-
-    Args:
-        size: pixels per axis.
-        patch: pixels per axis of a patch.
-        channels: values per pixel.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
-        mlp_ratio: hidden width of the MLPs over the width.
-        eps: of the layer norms.
-        mask_ratio: share of hidden patches, in [0, 1).
-        normalize_target: predict pixels normalized per patch.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
     """
     grid = Grid(tuple(size), tuple(patch), channels)
     method = Autoencoder(

@@ -11,7 +11,7 @@ from medmae.core.card import Card
 from medmae.core.grid import Grid
 from medmae.core.heterogeneous import Answers, Task, TaskAutoencoder, TaskGrid
 from medmae.core.sampling import MaskSampler, random, shares
-from medmae.image.parts import dense_answers
+from medmae.image.parts import TEST_SCALE, dense_answers
 from medmae.nets.cross import TaskDecoder, TaskDecoders
 from medmae.nets.positions import SinCos
 from medmae.nets.tasks import TaskEmbed
@@ -47,8 +47,7 @@ CARD = Card(
 )
 
 SCALES = {
-    "test": {"size": (32, 32), "patch": (8, 8), "classes": (("semseg", 5),), "width": 48, "depth": 2, "heads": 4,
-             "decoder_width": 48, "decoder_depth": 1, "decoder_heads": 4},
+    "test": {**TEST_SCALE, "classes": (("semseg", 5),)},
     "tiny": {"width": 192, "depth": 12, "heads": 3, "decoder_width": 128, "decoder_heads": 4},
     "base": {},
     "large": {"width": 1024, "depth": 24, "heads": 16},
@@ -79,28 +78,18 @@ def multimae(
     foreground_loss: bool = False,
 ) -> TaskAutoencoder:
     """Build the method; it reads one batch entry per task. Settings of tasks that are not there are ignored.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
         sequences: names of the tasks, and of their entries Float[b channels *size].
-        size: pixels or voxels per axis.
-        patch: pixels or voxels per axis of a patch.
         channels: values per pixel of tasks that have more than one.
         classes: tasks that are maps of labels, and how many classes they have; other labels are void.
         coarser: tasks at a lower resolution, and by which factor on every axis.
         absolute: tasks compared by absolute difference, standardized without their extreme tenths (depth).
         normalized: tasks with a second decoder, for pixels normalized per patch.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        mlp_ratio: hidden width of the MLPs over the width.
-        decoder_width: features per token of the decoders.
         decoder_depth: blocks of self-attention of the decoders.
-        decoder_heads: attention heads of the decoders.
-        eps: of the layer norms.
         mask_ratio: share of hidden patches over all tasks, in [0, 1); 0.833 leaves 98 of 588.
-        alpha: concentration of the Dirichlet shares; lower is more unequal.
         uniform_subsets: draw a subset of the tasks first, any but the empty one alike, and hide the others whole.
-        foreground_loss: weigh every patch by its share of foreground.
     """
     names, grid = tuple(sequences), Grid(tuple(size), tuple(patch))
     values, labels, factors = dict(channels), dict(classes), dict(coarser)
@@ -117,34 +106,20 @@ def multimae(
     budget = shares(mask_ratio, modalities=len(names), alpha=alpha, drop=drop)
     decoders = {
         answer.name: TaskDecoder(
-            task=answer.task,
-            names=names,
-            encoder_width=width,
-            width=decoder_width,
-            depth=decoder_depth,
-            heads=decoder_heads,
-            content=answer.size,
-            positions=SinCos(decoder_width),
-            mlp_ratio=mlp_ratio,
-            eps=eps,
+            task=answer.task, names=names, encoder_width=width, content=answer.size, positions=SinCos(decoder_width),
+            width=decoder_width, depth=decoder_depth, heads=decoder_heads, mlp_ratio=mlp_ratio, eps=eps,
         )
         for answer in answers
-    }
+    }  # fmt: skip
     method = TaskAutoencoder(
         tokenizer=TaskGrid(tasks, grid=grid),
         sampler=MaskSampler(random(), budget, weigh=foreground_loss),
         encoder=ViTEncoder(
-            embed=TaskEmbed(tasks, width),
-            positions=SinCos(width),
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_ratio=mlp_ratio,
-            eps=eps,
-            final_norm=False,
+            embed=TaskEmbed(tasks, width), positions=SinCos(width), final_norm=False,
+            width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, eps=eps,
         ),
         decoder=TaskDecoders(decoders, tasks=len(tasks)),
         target=Answers(tasks, answers),
-    )
+    )  # fmt: skip
     xavier(method, split=True)
     return method

@@ -1,8 +1,9 @@
-"""What only the methods of this folder need: what is asked of dense maps."""
+"""What the methods of this folder share: what is asked of dense maps, and a scale for tests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,11 @@ from medmae.core.heterogeneous import Answer, Task
 from medmae.core.loss import class_map, l1, mse
 from medmae.core.target import Content, Normalized
 from medmae.core.tokens import Tokens
+
+TEST_SCALE: dict[str, Any] = {
+    "width": 48, "depth": 2, "heads": 4, "decoder_width": 48, "decoder_depth": 1, "decoder_heads": 4,
+    "size": (32, 32), "patch": (8, 8),
+}  # fmt: skip
 
 
 class TruncatedStandard(nn.Module):

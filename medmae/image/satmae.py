@@ -15,6 +15,7 @@ from medmae.core.heterogeneous import Answer, Answers, Task, TaskAutoencoder, Ta
 from medmae.core.loss import mse
 from medmae.core.sampling import MaskSampler, random, ratio, ratio_per_modality, tube
 from medmae.core.target import Content, Normalized
+from medmae.image.parts import TEST_SCALE
 from medmae.nets.decoders import JointDecoder
 from medmae.nets.embed import SharedEmbed
 from medmae.nets.positions import SinCosParts
@@ -46,9 +47,7 @@ CARD = Card(
 )
 
 SCALES = {
-    "test": {"size": (32, 32), "patch": (8, 8), "groups": ((0, 2), (1, 3, 4), (5,)), "width": 48, "depth": 2,
-             "heads": 4, "code_width": 16, "decoder_width": 48, "decoder_depth": 1, "decoder_heads": 4,
-             "decoder_code_width": 16},
+    "test": {**TEST_SCALE, "groups": ((0, 2), (1, 3, 4), (5,)), "code_width": 16, "decoder_code_width": 16},
     "small": {"width": 384, "depth": 12, "heads": 6, "code_width": 128, "decoder_width": 256, "decoder_heads": 8,
               "decoder_code_width": 64},
     "base": {},
@@ -85,26 +84,15 @@ def satmae(
     normalize_target: bool = False,
 ) -> TaskAutoencoder:
     """Build the method; it reads ``image``, Float[b bands *size], and with ``stamps`` also ``time``.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        size: pixels per axis.
-        patch: pixels per axis of a patch.
         groups: bands of every group, as channels of the image; with ``stamps``, of every date, all alike.
         stamps: numbers that say when a group was seen, such as year, month and hour: the entry ``time``,
             Float[b groups stamps]. All groups then share one embedding and head. 0: a group is told by its number.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        mlp_ratio: hidden width of the MLPs over the width.
         code_width: features of the encoder's positions that code the group or, in equal parts, the stamps.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
         decoder_code_width: the same as ``code_width``, of the decoder.
-        eps: of the layer norms.
-        mask_ratio: share of hidden tokens, in [0, 1).
         masking: hide tokens independently of one another, or the same places in all groups.
-        normalize_target: predict pixels normalized per token.
     """
     if masking not in ("independent", "consistent"):
         raise ValueError(f"masking must be 'independent' or 'consistent', not {masking!r}")
@@ -116,17 +104,11 @@ def satmae(
     widest = max(cut.content for cut in cuts)
     target = Normalized() if normalize_target else Content()
     answers = [Answer(f"group{i}", i, cut.content, cut.content, mse, target) for i, cut in enumerate(cuts)]
-
     joint = JointDecoder(
-        encoder_width=width,
-        width=decoder_width,
-        depth=decoder_depth,
-        heads=decoder_heads,
-        content=widest,
+        encoder_width=width, content=widest,
         positions=SinCosParts(decoder_width, axes=axes, codes=codes, code_width=decoder_code_width),
-        mlp_ratio=mlp_ratio,
-        eps=eps,
-    )
+        width=decoder_width, depth=decoder_depth, heads=decoder_heads, mlp_ratio=mlp_ratio, eps=eps,
+    )  # fmt: skip
     priority, budget = random(), ratio(mask_ratio)
     if masking == "consistent":
         priority, budget = tube(grid.length), ratio_per_modality(mask_ratio, modalities=len(tasks))
@@ -136,15 +118,11 @@ def satmae(
         encoder=ViTEncoder(
             embed=SharedEmbed(widest, width) if stamps else TaskEmbed(tasks, width),
             positions=SinCosParts(width, axes=axes, codes=codes, code_width=code_width),
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_ratio=mlp_ratio,
-            eps=eps,
+            width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, eps=eps,
         ),
         decoder=joint if stamps else TaskHeads(joint, tasks, width=decoder_width),
         target=Answers(tasks, answers),
         together=True,
-    )
+    )  # fmt: skip
     xavier(method)
     return method

@@ -20,6 +20,7 @@ from medmae.core.tokens import TokenLayout, Tokens, take
 
 from .encoded import Pyramid
 from .kernels import Linear
+from .vit import truncated_normal
 
 Mask = Float[Tensor, "b *size 1"]
 
@@ -166,7 +167,7 @@ class ConvNeXtEncoder(nn.Module):
             Stage(before, width, depth, axes=axes, kernel=kernel, eps=eps)
             for before, width, depth in zip((None, *widths[:-1]), widths, depths, strict=True)
         )
-        _start(self)
+        truncated_normal(self)
 
     def features(
         self, image: Float[Tensor, "b c *size"], shown: Bool[Tensor, "b 1 *cells"] | None = None
@@ -231,7 +232,7 @@ class ConvNeXtDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(width))
         self.blocks = nn.ModuleList(ConvNeXtBlock(width, axes=axes, kernel=kernel, eps=eps) for _ in range(depth))
         self.head = Linear(width, grid.content * modalities)
-        _start(self)
+        truncated_normal(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, pyramid: Pyramid, queries: TokenLayout) -> Shaped[Tensor, "b t what"]:
@@ -251,15 +252,6 @@ def shown_cells(visible: TokenLayout, grid: Grid, modalities: int) -> Bool[Tenso
     marks = torch.zeros(b, total + 1, dtype=torch.bool, device=visible.id.device)
     marks = marks.scatter(1, torch.where(visible.exists, visible.id, total), visible.exists)[:, :total]
     return marks.view(b, modalities, grid.length).any(1).view(b, 1, *grid.shape)
-
-
-def _start(network: nn.Module) -> None:
-    """Initialize as the reference does: truncated normal weights, zero biases."""
-    for part in network.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
 
 
 def _convolution(axes: int) -> type[nn.Conv2d] | type[nn.Conv3d]:

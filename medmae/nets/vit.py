@@ -92,3 +92,12 @@ def xavier(module: nn.Module, *, split: bool = False) -> None:
                 nn.init.xavier_uniform_(weight)
             if isinstance(part.bias, Tensor):
                 nn.init.zeros_(part.bias)
+
+
+def truncated_normal(module: nn.Module) -> None:
+    """Initialize every linear map and convolution below ``module``: truncated normal weights, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

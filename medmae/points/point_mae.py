@@ -8,10 +8,10 @@ only: the encoder sees neither the content nor the place of anything hidden.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from medmae.core.autoencoder import Autoencoder
 from medmae.core.card import Card
@@ -21,7 +21,7 @@ from medmae.core.sampling import MaskSampler, random, ratio
 from medmae.core.target import Content
 from medmae.nets.decoders import JointDecoder
 from medmae.nets.points import MiniPointNet, PointPositions
-from medmae.nets.vit import ViTEncoder, xavier
+from medmae.nets.vit import ViTEncoder, truncated_normal, xavier
 
 CARD = Card(
     title="Masked Autoencoders for Point Cloud Self-supervised Learning",
@@ -74,61 +74,36 @@ def point_mae(
     mask: Literal["random", "ball"] = "random",
 ) -> Autoencoder:
     """Build the method; the batch entry it reads is ``points``, Float[b n 3], any number of points.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
         groups: tokens per cloud.
         group_size: points per token.
         width: features per token, of encoder and decoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
-        mlp_ratio: hidden width of the MLPs over the width.
         hidden: widths of the first three layers of the small PointNet.
         drop_path: stochastic depth at the last block of the encoder, and at that of the decoder.
-        eps: of the layer norms.
         mask_ratio: share of hidden groups, in [0, 1).
         mask: hide groups at random, or those nearest to a random center.
     """
+    shared: dict[str, Any] = {
+        "width": width, "every_block": True, "prefix": 0, "mlp_ratio": mlp_ratio, "qkv_bias": False,
+        "drop_path": drop_path, "eps": eps,
+    }  # fmt: skip
     method = Autoencoder(
         tokenizer=PointGroups(groups, group_size),
         sampler=MaskSampler(random() if mask == "random" else ball(), ratio(mask_ratio, cut_hidden=True)),
         encoder=ViTEncoder(
-            embed=MiniPointNet(width, hidden=hidden),
-            positions=PointPositions(width),
-            every_block=True,
-            width=width,
-            depth=depth,
-            heads=heads,
-            prefix=0,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=False,
-            drop_path=drop_path,
-            eps=eps,
+            embed=MiniPointNet(width, hidden=hidden), positions=PointPositions(width),
+            depth=depth, heads=heads, **shared,
         ),
         decoder=JointDecoder(
-            encoder_width=None,
-            width=width,
-            depth=decoder_depth,
-            heads=decoder_heads,
-            content=group_size * 3,
-            positions=PointPositions(width),
-            every_block=True,
-            asked_only=True,
-            prefix=0,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=False,
-            drop_path=drop_path,
-            eps=eps,
+            encoder_width=None, content=group_size * 3, positions=PointPositions(width), asked_only=True,
+            depth=decoder_depth, heads=decoder_heads, **shared,
         ),
         target=Content(),
         distance=set_distance,
-    )
-    for part in method.encoder.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    )  # fmt: skip
+    truncated_normal(method.encoder)
     xavier(method.decoder.blocks)  # type: ignore[arg-type]
     return method
 

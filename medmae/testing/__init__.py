@@ -17,7 +17,7 @@ from medmae.find import Found
 
 from .batches import example_batch, mixed_batch
 from .golden import compare_golden, golden
-from .identity import checkpoint_round_trip, name_is_file_is_card, recipe_is_complete
+from .identity import arguments_are_explained, checkpoint_round_trip, name_is_file_is_card, recipe_is_complete
 from .leaks import (
     hidden_content_never_leaks,
     missing_modality_does_not_matter,
@@ -42,6 +42,7 @@ CHECKS: dict[str, Check] = {
     for check in (
         name_is_file_is_card,
         recipe_is_complete,
+        arguments_are_explained,
         finite_named_losses,
         gradients_reach_every_parameter,
         hidden_content_never_leaks,

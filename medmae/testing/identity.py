@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from typing import get_args
@@ -12,6 +13,7 @@ import torch
 
 from medmae.checkpoint import load_model, save_model
 from medmae.core.card import Card, Status
+from medmae.core.glossary import glossary, own_meanings
 from medmae.find import Found, names
 
 from .batches import awake, example_batch
@@ -41,11 +43,10 @@ def name_is_file_is_card(found: Found, *, known_checks: tuple[str, ...] = ()) ->
 
 
 def recipe_is_complete(found: Found) -> None:
-    """Every argument is by keyword, has a default and a line of documentation; a recipe survives JSON."""
+    """Every argument is by keyword and has a default; a recipe survives JSON."""
     for name, parameter in inspect.signature(found.builder).parameters.items():
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, f"argument {name!r} is not by keyword only"
         assert parameter.default is not inspect.Parameter.empty, f"argument {name!r} has no default"
-        assert f"{name}:" in (found.builder.__doc__ or ""), f"argument {name!r} is not documented"
     assert SCALE in found.scales, f"there is no scale {SCALE!r}"
     for preset in (None, *found.presets):
         for scale in (None, *found.scales):
@@ -56,6 +57,22 @@ def recipe_is_complete(found: Found) -> None:
     assert _shapes(once.state_dict()) == _shapes(again.state_dict()), "the recipe builds another network"
     assert once.sequences, "the method names no sequences"
     assert once.sequences == again.sequences, "the recipe builds a method for other sequences"
+
+
+def arguments_are_explained(found: Found) -> None:
+    """Every argument has a meaning; the docstring explains no others, and nothing that the glossary says already."""
+    arguments, meanings = inspect.signature(found.builder).parameters, found.meanings()
+    for name in arguments:
+        assert meanings.get(name), f"argument {name!r} is explained neither in the docstring nor in the glossary"
+    shared = glossary(found.card.kind)
+    for name, own in own_meanings(found.builder).items():
+        assert name in arguments, f"the docstring explains {name!r}, which is no argument"
+        more = _words(own) - _words(shared.get(name, ""))
+        assert more, f"the docstring says of {name!r} only what the glossary says: {shared[name]!r}"
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:

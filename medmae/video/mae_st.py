@@ -74,24 +74,13 @@ def mae_st(
     normalize_target: bool = True,
 ) -> Autoencoder:
     """Build the method; the batch entry it reads is ``video``, Float[b channels time height width].
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        size: frames, rows and columns of a clip.
-        patch: frames, rows and columns of a token.
-        channels: values per pixel.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
-        mlp_ratio: hidden width of the MLPs over the width.
-        eps: of the layer norms.
         cls: a [CLS] in the encoder, and another in the decoder.
         separable: positions are a sum of a table over time and one over space, in place of one table over both.
         mask_ratio: share of hidden tokens, anywhere in space and time, in [0, 1).
         target_stride: predict one frame of so many; must divide the frames of a token.
-        normalize_target: predict pixels normalized per token.
     """
     grid, prefix = Grid(tuple(size), tuple(patch), channels), int(cls)
     groups = ((0,), tuple(range(1, len(grid.size)))) if separable else None
@@ -99,28 +88,16 @@ def mae_st(
         tokenizer=ModalityGrid(("video",), grid),
         sampler=MaskSampler(random(), ratio(mask_ratio)),
         encoder=ViTEncoder(
-            embed=SharedEmbed(grid.content, width),
-            positions=Learned(grid.shape, width, groups=groups),
-            width=width,
-            depth=depth,
-            heads=heads,
-            prefix=prefix,
-            mlp_ratio=mlp_ratio,
-            eps=eps,
+            embed=SharedEmbed(grid.content, width), positions=Learned(grid.shape, width, groups=groups),
+            width=width, depth=depth, heads=heads, prefix=prefix, mlp_ratio=mlp_ratio, eps=eps,
         ),
         decoder=JointDecoder(
-            encoder_width=width,
-            width=decoder_width,
-            depth=decoder_depth,
-            heads=decoder_heads,
-            content=grid.content // target_stride,
-            positions=Learned(grid.shape, decoder_width, groups=groups),
-            prefix=prefix,
-            mlp_ratio=mlp_ratio,
-            eps=eps,
+            encoder_width=width, content=grid.content // target_stride,
+            positions=Learned(grid.shape, decoder_width, groups=groups), prefix=prefix,
+            width=decoder_width, depth=decoder_depth, heads=decoder_heads, mlp_ratio=mlp_ratio, eps=eps,
         ),
         target=SomeFrames(grid, target_stride, Normalized() if normalize_target else Content()),
         distance=mse,
-    )
+    )  # fmt: skip
     xavier(method)
     return method

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medmae.core.autoencoder import Autoencoder
 from medmae.core.grid import Grid, ModalityGrid
 from medmae.core.loss import mse
-from medmae.core.sampling import MaskSampler
+from medmae.core.sampling import MaskSampler, ratio_of_tubes, tube
 from medmae.core.target import Content, Normalized
 from medmae.core.tokens import Tokens
 from medmae.nets.decoders import JointDecoder
@@ -32,10 +32,20 @@ VIDEOMAE_SCALES: dict[str, dict[str, Any]] = {
     "large": {"width": 1024, "depth": 24, "heads": 16, "decoder_width": 512, "decoder_heads": 8},
 }  # fmt: skip
 
+VIDEOMAE_DEPARTURES = (
+    "Targets are computed from the values of the batch; the reference undoes the ImageNet normalization first. "
+    "Normalized per channel both are the same but for the epsilon (1e-6 in other units); not normalized, the "
+    "reference predicts pixels in [0, 1].",
+    "Keys have a bias as queries and values do; it cancels in the softmax.",
+    "The patch embedding starts from Xavier-uniform weights, like every other linear map.",
+)
+"""How :func:`videomae_step` differs from the references of both methods that are made of it."""
+
 
 def videomae_step(
-    grid: Grid,
-    sampler: MaskSampler,
+    size: tuple[int, ...],
+    patch: tuple[int, ...],
+    channels: int,
     *,
     width: int,
     depth: int,
@@ -45,16 +55,20 @@ def videomae_step(
     decoder_heads: int,
     mlp_ratio: float,
     eps: float,
+    mask_ratio: float,
     normalize_target: bool,
+    **asked: Any,
 ) -> Autoencoder:
-    """Encoder, decoder and target of VideoMAE under any sampler; the arguments are those of :func:`videomae.videomae`.
+    """VideoMAE; the arguments are those of :func:`videomae.videomae`, and ``asked`` tells its sampler whom to ask for.
 
     There is no [CLS], positions are counted in one row, and the decoder gets the visible tokens and one mask token for
     each query, never the full set.
     """
+    grid = Grid(size, patch, channels)
+    places = grid.length // grid.shape[0]
     method = Autoencoder(
         tokenizer=ModalityGrid(("video",), grid),
-        sampler=sampler,
+        sampler=MaskSampler(tube(places), ratio_of_tubes(mask_ratio, positions=places), **asked),
         encoder=ViTEncoder(
             embed=SharedEmbed(grid.content, width),
             positions=Counted(grid.shape, width),

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from medmae.core.autoencoder import Autoencoder
 from medmae.core.card import Card
-from medmae.core.grid import Grid
-from medmae.core.sampling import MaskSampler, ratio_of_tubes, tube
-from medmae.video.parts import VIDEOMAE_SCALES, videomae_step
+from medmae.video.parts import VIDEOMAE_DEPARTURES, VIDEOMAE_SCALES, videomae_step
 
 CARD = Card(
     title="VideoMAE: Masked Autoencoders are Data-Efficient Learners for Self-Supervised Video Pre-Training",
@@ -30,13 +28,7 @@ CARD = Card(
         "target normalized per channel",
     ),
     status="faithful",
-    departures=(
-        "Targets are computed from the values of the batch; the reference undoes the ImageNet normalization first. "
-        "Normalized per channel both are the same but for the epsilon (1e-6 in other units); not normalized, the "
-        "reference predicts pixels in [0, 1].",
-        "Keys have a bias as queries and values do; it cancels in the softmax.",
-        "The patch embedding starts from Xavier-uniform weights, like every other linear map.",
-    ),
+    departures=VIDEOMAE_DEPARTURES,
     citation="Tong, Song, Wang, Wang. VideoMAE: Masked Autoencoders are Data-Efficient Learners for Self-Supervised "
     "Video Pre-Training. NeurIPS 2022.",
 )
@@ -61,35 +53,14 @@ def videomae(
     normalize_target: bool = True,
 ) -> Autoencoder:
     """Build the method; the batch entry it reads is ``video``, Float[b channels time height width].
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        size: frames, rows and columns of a clip.
-        patch: frames, rows and columns of a tubelet.
-        channels: values per pixel.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
-        mlp_ratio: hidden width of the MLPs over the width.
-        eps: of the layer norms.
         mask_ratio: share of hidden places, the same in every frame, in [0, 1).
         normalize_target: predict pixels normalized per tubelet and channel.
     """
-    grid = Grid(tuple(size), tuple(patch), channels)
-    places = grid.length // grid.shape[0]
-    sampler = MaskSampler(tube(places), ratio_of_tubes(mask_ratio, positions=places))
     return videomae_step(
-        grid,
-        sampler,
-        width=width,
-        depth=depth,
-        heads=heads,
-        decoder_width=decoder_width,
-        decoder_depth=decoder_depth,
-        decoder_heads=decoder_heads,
-        mlp_ratio=mlp_ratio,
-        eps=eps,
+        tuple(size), tuple(patch), channels, width=width, depth=depth, heads=heads, decoder_width=decoder_width,
+        decoder_depth=decoder_depth, decoder_heads=decoder_heads, mlp_ratio=mlp_ratio, eps=eps, mask_ratio=mask_ratio,
         normalize_target=normalize_target,
-    )
+    )  # fmt: skip

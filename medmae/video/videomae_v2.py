@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from medmae.core.autoencoder import Autoencoder
 from medmae.core.card import Card
-from medmae.core.grid import Grid
-from medmae.core.sampling import MaskSampler, ratio_of_tubes, running_cells, tube
-from medmae.video.parts import VIDEOMAE_SCALES, videomae_step
+from medmae.core.sampling import running_cells
+from medmae.video.parts import VIDEOMAE_DEPARTURES, VIDEOMAE_SCALES, videomae_step
 
 CARD = Card(
     title="VideoMAE V2: Scaling Video Masked Autoencoders with Dual Masking",
@@ -29,9 +28,7 @@ CARD = Card(
         "Exactly the asked share of the hidden tokens is decoded. Where the steps in time are no multiple of four, or "
         "the tokens of a row or column are odd in number, the cells give a little more or less, and the difference is "
         "drawn at random; the reference refuses odd numbers.",
-        "Targets are computed from the values of the batch; the reference undoes the ImageNet normalization first.",
-        "Keys have a bias as queries and values do; it cancels in the softmax.",
-        "The patch embedding starts from Xavier-uniform weights, like every other linear map.",
+        *VIDEOMAE_DEPARTURES,
         "Supervised training after pre-training, and several views of one decoded clip, belong to the recipe of "
         "training and not to the method.",
     ),
@@ -68,38 +65,16 @@ def videomae_v2(
     normalize_target: bool = True,
 ) -> Autoencoder:
     """Build the method; the batch entry it reads is ``video``, Float[b channels time height width].
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        size: frames, rows and columns of a clip.
-        patch: frames, rows and columns of a tubelet.
-        channels: values per pixel.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
-        mlp_ratio: hidden width of the MLPs over the width.
-        eps: of the layer norms.
         mask_ratio: share of hidden places, the same in every frame, in [0, 1).
         decode: share of the hidden tokens that the decoder is asked for, in (0, 1]; 1 is VideoMAE.
         decode_visible: decode the same share of the visible tokens too, without scoring them.
         normalize_target: predict pixels normalized per tubelet and channel.
     """
-    grid = Grid(tuple(size), tuple(patch), channels)
-    places = grid.length // grid.shape[0]
-    budget = ratio_of_tubes(mask_ratio, positions=places)
-    sampler = MaskSampler(tube(places), budget, ask=decode, ask_by=running_cells(), ask_visible=decode_visible)
     return videomae_step(
-        grid,
-        sampler,
-        width=width,
-        depth=depth,
-        heads=heads,
-        decoder_width=decoder_width,
-        decoder_depth=decoder_depth,
-        decoder_heads=decoder_heads,
-        mlp_ratio=mlp_ratio,
-        eps=eps,
-        normalize_target=normalize_target,
-    )
+        tuple(size), tuple(patch), channels, width=width, depth=depth, heads=heads, decoder_width=decoder_width,
+        decoder_depth=decoder_depth, decoder_heads=decoder_heads, mlp_ratio=mlp_ratio, eps=eps, mask_ratio=mask_ratio,
+        normalize_target=normalize_target, ask=decode, ask_by=running_cells(), ask_visible=decode_visible,
+    )  # fmt: skip

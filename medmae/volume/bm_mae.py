@@ -94,33 +94,17 @@ def bm_mae(
     variance_floor: float = 0.1,
 ) -> Autoencoder:
     """Build the method; it reads one batch entry per sequence, Float[b 1 *size], in units of the normalized volume.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        sequences: names of the sequences, any number.
-        size: voxels per axis of what one forward pass sees.
-        patch: voxels per axis of a patch; may be anisotropic.
         coords: positions as patch indices, or in millimeters (16 mm count as one step) from ``spacing`` of the batch.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
         mlp_ratio: hidden width of the encoder's MLPs over its width.
-        drop_path: stochastic depth at the last block of the encoder.
         modality_embedding: add a learned vector per sequence in the encoder too.
-        decoder_width: features per token of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
         decoder_mlp_ratio: hidden width of the decoder's MLPs over its width.
         decoder_dropout: dropout in the decoder.
         detail: let a guess borrow voxels that other sequences show at the same place.
-        eps: of the layer norms.
-        mask_ratio: share of hidden patches over all sequences, in [0, 1).
-        alpha: concentration of the Dirichlet shares.
         drop: probability of hiding a random subset of the sequences whole.
-        complete: probability of hiding a random subset whole and showing all of the rest.
-        foreground_loss: weigh every patch by its share of foreground.
         reduce: what becomes of the losses per sequence.
-        normalize_target: predict voxels normalized per patch.
-        variance_floor: smallest variance a target is divided by, in squared normalized units.
     """
     grid, names = Grid(tuple(size), tuple(patch)), tuple(sequences)
     tokenizer = ModalityGrid(names, grid, coords=coords)

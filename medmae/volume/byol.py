@@ -152,26 +152,12 @@ def byol(
     drop: float = 0.25,
 ) -> BYOL:
     """Build the method; it reads one batch entry per sequence, Float[b 1 *size], in units of the normalized volume.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        sequences: names of the sequences, any number: the channels of the network in this order.
         size: voxels per axis of a window and of its views; a multiple of the total stride.
-        features: channels of every stage, fine to coarse.
-        blocks: residual blocks of every stage (convolutions where ``plain``).
-        kernels: kernel edges per stage and axis.
-        strides: factors per stage and axis; all 1 at the first stage.
-        plain: nnU-Net's encoder of stacked convolutions in place of residual blocks.
-        stem: one stem over all channels, as in nnU-Net, or one per sequence, fused by a mean over those present.
-        hidden: features inside the heads.
-        out: features of a projection.
         momentum: share of the teacher that stays at each step, in [0, 1].
         momentum_epochs: epochs over which the momentum rises to one, along half a cosine; None keeps it.
-        zoom: smallest and largest edge of a view as a share of the window, in (0, 1].
-        flip: probability per axis that a view is mirrored.
-        contrast: intensities are multiplied by 1 + U(-contrast, contrast), per sequence.
-        brightness: U(-brightness, brightness) standard deviations are added, per sequence.
-        noise: largest standard deviation of Gaussian noise.
-        blur: largest standard deviation of a Gaussian blur, in voxels.
         drop: probability that a view loses every second of its sequences, at random.
     """
     grid, names = Grid(tuple(size), tuple(size)), tuple(sequences)

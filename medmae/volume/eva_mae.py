@@ -85,14 +85,11 @@ def eva_mae(
     variance_floor: float = 0.1,
 ) -> Autoencoder:
     """Build the method; it reads one batch entry per sequence, Float[b 1 *size], in units of the normalized volume.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        sequences: names of the sequences, any number: the channels of the patch embedding in this order.
-        size: voxels per axis of what one forward pass sees.
         patch: voxels per axis of a cube, three axes.
         width: features per cube, of encoder and decoder; a head has a multiple of 6 of them.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
         mlp_ratio: hidden width of the gated MLPs over the width.
         table: cubes per axis of the learned positions, stretched over windows of another size; empty for none.
         axes: order in which the axes of space are coded; (1, 0, 2) for weights that nnssl's EvaMAE trained.
@@ -100,14 +97,8 @@ def eva_mae(
         inner_norm: normalize inside the attention.
         layer_scale: initial factor of every branch, or null for none.
         drop_path: stochastic depth at the last block of encoder and decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
         mask_ratio: share of hidden cubes, in [0, 1), or a range from which every sample draws.
-        complete: probability of hiding a random subset of the sequences whole and showing the rest whole; it takes some
-            to reconstruct missing sequences.
         foreground_loss: compare voxels of the foreground only.
-        normalize_target: predict voxels normalized per cube.
-        variance_floor: smallest variance a target is divided by, in squared normalized units.
     """
     grid, names = Grid(tuple(size), tuple(patch)), tuple(sequences)
     shared = {

@@ -78,26 +78,12 @@ def hi_end_mae(
     variance_floor: float = 0.0,
 ) -> Autoencoder:
     """Build the method; it reads one batch entry per sequence, Float[b 1 *size], in units of the normalized volume.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        sequences: names of the sequences, any number.
-        size: voxels per axis of what one forward pass sees.
-        patch: voxels per axis of a patch; may be anisotropic.
-        width: features per token of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
-        mlp_ratio: hidden width of all MLPs over the width.
-        drop_path: stochastic depth at the last block of the encoder.
         levels: blocks of the encoder that the decoder looks at, from 0, besides the final features.
-        decoder_width: features per token of the decoder.
         decoder_depth: blocks of self-attention before those that look at the encoder.
-        decoder_heads: attention heads of the decoder.
-        eps: of the layer norms.
-        mask_ratio: share of hidden patches over all sequences, in [0, 1).
         masking: hide patches at random, or at the same places in all sequences.
-        foreground_loss: weigh every patch by its share of foreground.
-        normalize_target: predict voxels normalized per patch.
-        variance_floor: smallest variance a target is divided by, in squared normalized units.
     """
     grid, names = Grid(tuple(size), tuple(patch)), tuple(sequences)
     several = len(names) > 1

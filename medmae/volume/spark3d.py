@@ -85,29 +85,17 @@ def spark3d(
     variance_floor: float = 0.1,
 ) -> Autoencoder:
     """Build the method; it reads one batch entry per sequence, Float[b 1 *size], in units of the normalized volume.
+    Words without an entry below are in :mod:`medmae.core.glossary`.
 
     Args:
-        sequences: names of the sequences, any number: the channels of the network in this order.
-        size: voxels per axis of what one forward pass sees; a multiple of ``block`` and of the total stride.
         block: voxels per axis of the cubes that are hidden; they nest with the maps of every stage.
-        features: channels of every stage, fine to coarse.
-        blocks: residual blocks of every stage (convolutions where ``plain``).
-        kernels: kernel edges per stage and axis.
-        strides: factors per stage and axis; all 1 at the first stage.
-        decoder_convs: convolutions of every decoder stage, coarse to fine.
-        plain: nnU-Net's U-Net of stacked convolutions in place of residual blocks.
-        stem: one stem over all channels, as in nnU-Net, or one per sequence, fused by a mean over those visible.
         execution: rows of visible voxels, or whole maps times the mask; the same numbers.
         densify: what fills hidden places in front of the decoder: a learned vector, then a convolution, or an instance
             norm before both.
         decode: share of the hidden cubes that is asked for, in (0, 1]. Below 1 the decoder knows these and the
             visible ones only; 1 is the published method.
         mask_ratio: share of hidden cubes, in [0, 1), or a range from which every sample draws.
-        complete: probability of hiding a random subset of the sequences whole and showing the rest whole; it takes some
-            to reconstruct missing sequences.
         foreground_loss: compare voxels of the foreground only.
-        normalize_target: predict voxels normalized per cube.
-        variance_floor: smallest variance a target is divided by, in squared normalized units.
     """
     if not 0 < decode <= 1:
         raise ValueError(f"decode must be in (0, 1], not {decode}")

@@ -94,8 +94,31 @@ def test_show_resolves_the_whole_recipe(capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["recipe"] == find("bm_mae").recipe(preset="published")
     assert sum(shown["parameters"].values()) == 76_511_104
+    assert list(shown["meanings"]) == list(shown["recipe"])
     assert main(["show", "bm_mae", "--scale", "test", "--set", "widht=3"]) == 2
     assert "did you mean width" in capsys.readouterr().err
+
+
+def test_show_explains_every_entry_on_one_line(capsys):
+    assert main(["show", "resenc_mae", "--scale", "test"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, meaning in find("resenc_mae").meanings().items():
+        (line,) = (line for line in lines if line.startswith(f"  {name}: "))
+        assert meaning in line
+    assert "size: [16, 16, 16]" in (size := next(line for line in lines if line.startswith("  size: ")))
+    assert size.endswith("(default: [128, 128, 128])")
+
+
+def test_show_wraps_to_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(["show", "resenc_mae", "--scale", "test"]) == 0
+    recipe = capsys.readouterr().out.partition("\nrecipe\n")[2].partition("\nparts\n")[0].splitlines()
+    starts = {line.index(word) for line in recipe for word in ("voxels per axis", "share of hidden", "kernel edges")
+              if word in line}  # fmt: skip
+    assert len(starts) == 1, "meanings are not aligned"
+    assert max(map(len, recipe)) <= 90
+    assert " ".join(" ".join(recipe).split()).count("takes some to reconstruct missing sequences") == 1
 
 
 def test_info_notices_changed_weights(tmp_path, capsys):

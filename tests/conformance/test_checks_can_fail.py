@@ -206,12 +206,21 @@ def test_positional_arguments_are_found() -> None:
         CHECKS["recipe_is_complete"](replace(find("mae"), builder=builder))
 
 
-def test_undocumented_arguments_are_found() -> None:
-    def builder(*, size: tuple[int, ...] = (8, 8)) -> Method:
+@pytest.mark.parametrize(
+    ("lines", "match"),
+    [
+        (["size: pixels of a screen."], "'groups' is explained neither"),
+        (["groups: bands.", "grooups: bands."], "'grooups', which is no argument"),
+        (["groups: bands.", "size: Pixels per axis, of what one", "    forward pass sees."], "of 'size' only what"),
+    ],
+)
+def test_badly_explained_arguments_are_found(lines: list[str], match: str) -> None:
+    def builder(*, size: tuple[int, ...] = (8, 8), groups: int = 2) -> Method:
         return find("mae").builder(size=size)
 
-    with pytest.raises(AssertionError, match="not documented"):
-        CHECKS["recipe_is_complete"](replace(find("mae"), builder=builder))
+    builder.__doc__ = "Build it.\n\n    Args:\n" + "".join(f"        {line}\n" for line in lines) + "    "
+    with pytest.raises(AssertionError, match=match):
+        CHECKS["arguments_are_explained"](replace(find("mae"), builder=builder))
 
 
 def test_missing_test_scale_is_found() -> None:
