@@ -6,8 +6,8 @@ Three arms share the network, the samples, the number of steps, the batch, the o
 
 - *random*: the network before its first step (batch norms, where it has some, have seen the data);
 - *pre-trained*: ``medmae.engine`` on the training part, without labels;
-- *supervised*: the same encoder, the same readout, a layer norm and a linear map, trained by cross-entropy on the
-  labels of the same samples.
+- *supervised*, for the first seed only, as a ceiling: the same encoder, readout, a layer norm and a linear map,
+  trained by cross-entropy on the labels of the same samples.
 
 Of the first two a logistic regression on frozen features (read off the places as ``SETUPS`` says) is learned from the
 training part with its labels, its penalty chosen on the validation part; of the third the trained head answers. All are
@@ -68,29 +68,31 @@ class Setup:
     layer: int | None = None
 
 
+# Grounds of toy images and videos are smooth: normalized per patch, their noise would be most of the target.
 SMALL = {"width": 96, "depth": 6, "heads": 4, "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4}
 SETUPS = {
     "mae": Setup(
         "image",
-        {**SMALL, "size": (64, 64), "patch": (8, 8)},
-        steps=2500,
+        {**SMALL, "size": (64, 64), "patch": (8, 8), "normalize_target": False},
+        steps=1500,
         batch=64,
         reading={"area": (0.5, 1.0)},
     ),
     "fcmae": Setup(
         "image",
-        {"size": (64, 64), "stem": 2, "widths": (24, 48, 96), "depths": (1, 2, 2), "kernel": 5, "decoder_width": 96},
-        steps=1500,
+        {"size": (64, 64), "stem": 2, "widths": (24, 48, 96), "depths": (1, 2, 2), "kernel": 5, "decoder_width": 96,
+         "normalize_target": False},
+        steps=1200,
         batch=32,
         reading={"area": (0.5, 1.0)},
     ),
     "videomae": Setup(
         "video",
-        {**SMALL, "size": (16, 32, 32), "patch": (2, 8, 8), "mask_ratio": 0.75},
+        {**SMALL, "size": (8, 64, 64), "patch": (2, 16, 16), "mask_ratio": 0.75, "normalize_target": False},
         steps=1500,
         batch=32,
-        reading={"stride": 1, "flip": 0.0, "smallest": 0.8},  # two classes are mirror images
-        samples=1500,
+        reading={"stride": 2, "smallest": 0.8},
+        samples=2500,
     ),
     "point_mae": Setup(
         "points",
@@ -102,8 +104,8 @@ SETUPS = {
     ),
     "audio_mae": Setup(
         "audio",
-        {**SMALL, "size": (192, 64), "patch": (16, 8), "decoder_depth": 2, "mask_ratio": 0.75},
-        steps=1500,
+        {**SMALL, "size": (192, 64), "patch": (16, 16), "mask_ratio": 0.75},
+        steps=1000,
         batch=32,
     ),
 }  # fmt: skip
@@ -244,10 +246,24 @@ def settle_norms(method: Any, source: Any, *, batches: int = 50, batch: int = 32
             method(source.finish(next(stream), device="cpu", training=True))
 
 
-def run(name: str, setup: Setup, *, seed: int, source: Any) -> dict[str, Any]:
-    """All arms of one method and seed: test accuracy and its interval, the paired difference, seconds."""
+def taught(name: str, setup: Setup, *, seed: int, source: Any) -> tuple[float, float]:
+    """Accuracy of supervised training on the test part, and the seconds it took."""
     import numpy as np
 
+    classes = source.listing.classes
+    told: Any = supervised(fresh(name, setup, seed), len(classes), setup)
+    seconds = train(told, source, setup, lr=setup.supervised_lr, seed=seed)
+    told.eval()
+    logits, labels, parts = seen(source, told.answer)
+    right = logits.argmax(1) == np.array([classes.index(label) for label in labels])
+    return float(right[np.array([part == "test" for part in parts])].mean()), seconds
+
+
+def run(name: str, setup: Setup, *, seed: int, source: Any, ceiling: bool) -> dict[str, Any]:
+    """The arms of one method and seed: test accuracy, the paired difference and its interval, seconds.
+
+    The supervised arm is left out without ``ceiling``.
+    """
     blank = fresh(name, setup, seed)
     settle_norms(blank, source)
     before = probe(blank, source, setup, seed=seed)
@@ -256,27 +272,19 @@ def run(name: str, setup: Setup, *, seed: int, source: Any) -> dict[str, Any]:
     seconds = {"pre-trained": train(trained, source, setup, lr=setup.lr, seed=seed)}
     after = probe(trained, source, setup, seed=seed)
 
-    classes = source.listing.classes
-    told: Any = supervised(fresh(name, setup, seed), len(classes), setup)
-    seconds["supervised"] = train(told, source, setup, lr=setup.supervised_lr, seed=seed)
-    told.eval()
-    logits, labels, parts = seen(source, told.answer)
-    held = np.array([part == "test" for part in parts])
-    right = logits.argmax(1) == np.array([classes.index(label) for label in labels])
+    accuracy = {arm: each.scores["accuracy"].mean for arm, each in (("random", before), ("pre-trained", after))}
+    if ceiling:
+        accuracy["supervised"], seconds["supervised"] = taught(name, setup, seed=seed, source=source)
     gain = after.compare(before)["accuracy"]
     return {
         "method": name,
         "kind": setup.kind,
         "seed": seed,
-        "accuracy": {
-            "random": before.scores["accuracy"].mean,
-            "pre-trained": after.scores["accuracy"].mean,
-            "supervised": float(right[held].mean()),
-        },
+        "accuracy": accuracy,
         "auc": {"random": before.scores["auc"].mean, "pre-trained": after.scores["auc"].mean},
         "gain": [gain.mean, gain.low, gain.high],
-        "chance": 1 / len(classes),
-        "tested": int(held.sum()),
+        "chance": 1 / len(source.listing.classes),
+        "tested": len(after.subjects),
         "seconds": seconds,
     }
 
@@ -291,17 +299,21 @@ def tables(found: list[dict[str, Any]]) -> str:
         "s pre-training / supervised |",
         "|---|---:|---:|---:|---:|---|---|---:|",
     ]
+
+    def mean(results: list[dict[str, Any]], what: str, arm: str, form: str) -> str:
+        known = [result[what][arm] for result in results if arm in result[what]]
+        return format(statistics.mean(known), form) if known else "-"
+
     for name in dict.fromkeys(result["method"] for result in found):
         mine = [result for result in found if result["method"] == name]
-        mean = {arm: statistics.mean(r["accuracy"][arm] for r in mine) for arm in ARMS}
         gains = "; ".join(f"{r['gain'][0]:+.3f} [{r['gain'][1]:+.3f}, {r['gain'][2]:+.3f}]" for r in mine)
         certain = sum(r["gain"][1] > 0 for r in mine)
-        took = (statistics.mean(r["seconds"][arm] for r in mine) for arm in ("pre-trained", "supervised"))
         won = "yes" if certain == len(mine) else f"**{certain} of {len(mine)} seeds**"
+        random, pretrained, told = (mean(mine, "accuracy", arm, ".3f") for arm in ARMS)
+        took = " / ".join(mean(mine, "seconds", arm, ".0f") for arm in ARMS[1:])
         lines.append(
-            f"| `{name}` ({mine[0]['kind']}) | {mine[0]['chance']:.3f} | {mean['random']:.3f} | "
-            f"**{mean['pre-trained']:.3f}** | {mean['supervised']:.3f} | {gains} | {won} | "
-            f"{' / '.join(f'{s:.0f}' for s in took)} |"
+            f"| `{name}` ({mine[0]['kind']}) | {mine[0]['chance']:.3f} | {random} | **{pretrained}** | {told} | "
+            f"{gains} | {won} | {took} |"
         )
     lines += ["", "Accuracy on the test part. *Won*: the interval of the paired difference lies above zero."]
     return "\n".join(lines)
@@ -354,7 +366,8 @@ def main() -> None:
         told["setups"][name] = dataclasses.asdict(setup)
         source = source_of(name, setup)
         for seed in options.seeds:
-            found.append(run(name, setup, seed=seed, source=source))
+            ceiling = seed == options.seeds[0]
+            found.append(run(name, setup, seed=seed, source=source, ceiling=ceiling))
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)
             told["where"] = machine(options.threads)
             options.json.parent.mkdir(parents=True, exist_ok=True)

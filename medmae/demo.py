@@ -94,18 +94,17 @@ _SMALL: Mapping[str, Any] = {
     "decoder_depth": 2,
     "decoder_heads": 4,
 }
-# Most of a toy clip and of a toy sound is ground with noise; normalized per patch, the noise would be all that counts.
+# Most of a toy image and clip is smooth ground with noise; normalized per patch, the noise would be all that counts.
 _PLAIN = {"normalize_target": False}
 TOY_DEMOS: Mapping[str, ToyDemo] = {
     "image": ToyDemo(
-        kind="image", method="mae", recipe={**_SMALL, "size": [64, 64], "patch": [8, 8]},
+        kind="image", method="mae", recipe={**_SMALL, **_PLAIN, "size": [64, 64], "patch": [8, 8]},
         reading={"area": [0.5, 1.0]}, steps=1500, batch=64,
     ),
-    # Left and right are classes, so clips are not mirrored.
     "video": ToyDemo(
         kind="video", method="videomae",
         recipe={**_SMALL, **_PLAIN, "size": [8, 64, 64], "patch": [2, 16, 16], "mask_ratio": 0.75},
-        reading={"flip": 0.0}, steps=800, batch=32,
+        reading={"stride": 2, "smallest": 0.8}, steps=1200, batch=32,
     ),
     "points": ToyDemo(
         kind="points", method="point_mae",
@@ -115,7 +114,7 @@ TOY_DEMOS: Mapping[str, ToyDemo] = {
     ),
     "audio": ToyDemo(
         kind="audio", method="audio_mae",
-        recipe={**_SMALL, **_PLAIN, "size": [192, 64], "patch": [16, 8]},
+        recipe={**_SMALL, "size": [192, 64], "patch": [16, 16]},
         steps=1000, batch=32,
     ),
 }  # fmt: skip

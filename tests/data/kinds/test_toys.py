@@ -78,30 +78,29 @@ def test_outlines_of_one_radius_have_about_the_same_area() -> None:
     assert max(areas.values()) < 1.6 * min(areas.values()), areas
 
 
-def test_things_move_as_their_class_says() -> None:
+def test_things_move_as_the_motion_is_called() -> None:
     """Asked of the path that is drawn, not of the pixels."""
     random = np.random.default_rng(0)
     for _ in range(20):
-        row, column, radius, angle = map(np.asarray, toy_video._motion("left", random))
-        assert (np.diff(column) < 0).all()
-        assert np.ptp(row) == np.ptp(radius) == np.ptp(angle) == 0
-        column = np.asarray(toy_video._motion("right", random)[1])
-        assert (np.diff(column) > 0).all()
-        row, column, *_ = map(np.asarray, toy_video._motion("circle", random))
+        row, column, radius, angle = toy_video.path("drift", random)
+        for line in (row, column):
+            assert np.allclose(np.diff(line), np.diff(line)[0])
+        assert np.ptp(radius) == np.ptp(angle) == 0
+        row, column, *_ = toy_video.path("circle", random)
         apart = np.hypot(row - (row.max() + row.min()) / 2, column - (column.max() + column.min()) / 2)
         assert apart.min() > 0.8 * apart.max()
-        row, column, *_ = map(np.asarray, toy_video._motion("bounce", random))
+        row, column, *_ = toy_video.path("bounce", random)
         assert np.ptp(column) == 0
         assert np.ptp(row) > 5
-        assert (np.diff(np.asarray(toy_video._motion("grow", random)[2])) > 0).all()
-        assert np.ptp(np.asarray(toy_video._motion("spin", random)[3])) > 2
+        assert (np.diff(toy_video.path("grow", random)[2]) > 0).all()
+        assert np.ptp(toy_video.path("spin", random)[3]) > 1.5
 
 
 def test_things_stay_in_the_picture() -> None:
     random = np.random.default_rng(1)
-    for label in toy_video.CLASSES:
+    for motion in toy_video.MOTIONS:
         for _ in range(50):
-            row, column, *_ = map(np.asarray, toy_video._motion(label, random))
+            row, column, *_ = toy_video.path(motion, random)
             for place in (row, column):
-                assert place.min() > 4, label
-                assert place.max() < toy_video.SIZE - 4, label
+                assert place.min() > 4, motion
+                assert place.max() < toy_video.SIZE - 4, motion
