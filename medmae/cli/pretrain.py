@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medmae.cli import pretrain_samples
-from medmae.cli.console import detail, emit_json, flags, main_process, say
+from medmae.cli.console import emit_json, flags, main_process, say
 from medmae.cli.pretrain_checks import check_sequences, wrong_data
-from medmae.cli.pretrain_kinds import Stacked, count_channels, for_volumes, stacks
-from medmae.cli.pretrain_layers import Plan, folder_name, initialize, length, merged, normal, wanted_method
+from medmae.cli.pretrain_kinds import Stacked, count_channels, for_volumes, stacks, window_note
+from medmae.cli.pretrain_layers import Plan, length, merged, normal, wanted_method
 from medmae.cli.pretrain_plans import find_data, from_plans, names_dataset, next_command, opened
+from medmae.cli.pretrain_run import Ready, train
 
 if TYPE_CHECKING:
     from medmae.core.method import Method
@@ -44,7 +45,6 @@ DATA = {
     "probe_target": None,  # column of the table whose class probes ask for; see train.probe_every
     "foreground_share": 1.0,  # probability that a crop is centered on foreground
 }
-INIT = 0x696E6974  # stream of the initial weights
 
 
 def run(
@@ -164,7 +164,8 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
     settings = train_settings(whole.get("train") or {})
     labels = {k: wanted[k] for k in ("preset", "scale") if wanted.get(k) is not None}
     config = {"method": {"name": name, **labels, **recipe}, "data": data, "train": settings.to_dict()}
-    return Plan(name=name, recipe=recipe, data=data, train=settings, config=config)
+    notes = window_note(found, wanted, recipe)
+    return Plan(name=name, recipe=recipe, data=data, train=settings, config=config, notes=notes)
 
 
 def start(
@@ -180,40 +181,25 @@ def start(
     ``out`` None is ``runs/COHORT-METHOD``. Raises what the rooms raise, and :class:`UsageError` when there is
     no cohort.
     """
-    import torch
-
-    from medmae import checkpoint
+    from medmae.cli import qc, qc_samples
     from medmae.cli.pretrain_probe import probe_of
-    from medmae.cli.qc import make_on_picture
-    from medmae.cli.report import run_report
-    from medmae.core.errors import Requeue, UsageError
-    from medmae.core.random import mix
+    from medmae.core.errors import UsageError
     from medmae.data.artifacts import Artifacts
     from medmae.data.augment import Augmentation
     from medmae.data.loader import VolumeSource
-    from medmae.engine.allocator import keep_freed_memory
-    from medmae.engine.distributed import Processes, leave
-    from medmae.engine.listeners import check_listeners
-    from medmae.engine.run_folder import check_free
-    from medmae.engine.trainer import pretrain
     from medmae.find import find
-    from medmae.report.html import write_report
 
     data, settings = plan.data, plan.train
     if not data["path"]:
         raise UsageError(
             "There is no cohort: --data SPEC. `medmae data init FOLDER` writes a spec for a folder of images."
         )
-    if main_process():
-        check_listeners(settings.loggers)
     cohort = opened(data)
-    if resume and out is not None and not (out / "config.yaml").exists():
-        say(f"There is no run in {out} to resume: a new one starts.")
     recipe = dict(plan.recipe)
     if "sequences" in recipe and recipe["sequences"] is None:
         recipe["sequences"] = list(cohort.sequences)
-    found = find(plan.name)
-    if stacks(found, recipe):
+    stacked = stacks(find(plan.name), recipe)
+    if stacked:
         recipe["channels"] = count_channels(recipe, cohort.sequences)
         cohort = opened({**data, "require": len(cohort.sequences)})
         say(
@@ -221,17 +207,9 @@ def start(
         )
     check_sequences(recipe.get("sequences"), cohort.sequences)
     crop = _crop(recipe, data)
-    out = out or Path("runs") / folder_name(f"{cohort.spec.name}-{plan.name}")
-    if main_process():
-        check_free(out, resume=resume, overwrite=overwrite)
-    team = Processes(device=settings.device, parallel=settings.parallel)
-    try:
-        if team.device.type == "cpu":
-            detail(keep_freed_memory())
-        torch.manual_seed(mix(settings.seed, INIT))
-        method = found.build(**recipe)
-        method.check_training(batch=settings.batch, world=team.world)
-        for note in cohort.notes:
+
+    def prepare(method: Method, folder: Path, world: int) -> Ready:
+        for note in (*plan.notes, *cohort.notes):
             say(note)
         volumes = VolumeSource(
             cohort,
@@ -246,44 +224,25 @@ def start(
             foreground_share=data["foreground_share"],
             quiet=flags().quiet or not main_process(),
         )
-        source = Stacked(volumes, entry=method.sequences[0]) if stacks(found, recipe) else volumes
-        on_probe = probe_of(source, method, settings, target=data["probe_target"], outcomes=(cohort.cases, cohort.spec))
+        source = Stacked(volumes, entry=method.sequences[0]) if stacked else volumes
+        outcomes = (cohort.cases, cohort.spec)
+        probe = probe_of(source, method, settings, target=data["probe_target"], outcomes=outcomes)
         for note in volumes.notes:
             say(note)
-        if init is not None:
-            say(f"Starting from {init}: {initialize(method, init)}")
-        for line in summary(plan, cohort, method, crop=crop, present=volumes.present, world=team.world):
-            say(line)
-        say(f"  into      {out} ({team.device}, {settings.precision})")
-
-        def save_model(path: Path, trained: Any, about: dict[str, Any]) -> None:
-            told = {"data": about.pop("data"), "training": about, "license": cohort.spec.license}
-            checkpoint.save_model(path, trained, name=plan.name, recipe=recipe, about=told)
-
-        split = {part: [case.key for case in cases] for part, cases in cohort.split().items()}
-        result = pretrain(
-            method,
-            source,
-            settings,
-            folder=out,
-            recipe={"method": {**plan.config["method"], **recipe}, "data": data},
-            save_model=save_model,
-            resume=resume,
-            overwrite=overwrite,
-            on_picture=make_on_picture(source, method, out, seed=settings.seed),
-            on_probe=on_probe,
-            on_end=lambda: write_report(out / "report.html", run_report(out)),
-            manifest={"split": split},
-            say=say,
-            quiet=flags().quiet,
-            processes=team,
+        return Ready(
+            source=source,
+            lines=summary(plan, cohort, method, crop=crop, present=volumes.present, world=world),
+            split={part: [case.key for case in cases] for part, cases in cohort.split().items()},
+            license=cohort.spec.license,
+            options={},
+            picture=qc.make_on_picture(source, method, folder, seed=settings.seed)
+            or qc_samples.make_on_picture(source, method, folder, seed=settings.seed),
+            probe=probe,
+            after=lambda model: next_command(method, model, data),
         )
-        leave()
-        say(f"The model is in {out / 'model'}. Next: {next_command(method, out / 'model', data)}")
-        return result
-    except (Requeue, KeyboardInterrupt):
-        leave()
-        raise
+
+    name = cohort.spec.name
+    return train(plan, recipe, prepare, name=name, out=out, resume=resume, overwrite=overwrite, init=init)
 
 
 def summary(

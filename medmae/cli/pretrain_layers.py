@@ -21,13 +21,15 @@ Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run: ``config`` is the whole of it as plain values, the rest are its parts made usable."""
+    """What will run: ``config`` is the whole of it as plain values, ``notes`` are to be said before it starts, the rest
+    are its parts made usable."""
 
     name: str
     recipe: Mapping[str, Any]
     data: Mapping[str, Any]
     train: TrainSettings
     config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def normal(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmae.cli.console import detail, flags, main_process, say
-from medmae.cli.pretrain_layers import Layers, Plan, folder_name, initialize, length, merged, normal, wanted_method
+from medmae.cli.console import flags, main_process, say
+from medmae.cli.pretrain_layers import Layers, Plan, length, merged, normal, wanted_method
+from medmae.cli.pretrain_run import Ready, train
 from medmae.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ DATA: Mapping[str, Any] = {
     "repeat": 1,  # samples with different mask plans per reading
     "reading": {},  # how samples are cut and scaled; what there is to say depends on the kind
 }
-INIT = 0x696E6974  # stream of the initial weights
 
 
 def meant(layers: Layers, *, init: Path | None = None) -> bool:
@@ -102,43 +102,19 @@ def start(
 
     ``out`` None is ``runs/DATA-METHOD``. Raises what the rooms raise.
     """
-    import torch
-
-    from medmae import checkpoint
+    from medmae.cli import qc_clouds, qc_samples
     from medmae.cli.pretrain_probe import probe_of
-    from medmae.cli.qc_samples import make_on_picture
-    from medmae.cli.report import run_report
-    from medmae.core.errors import Requeue
-    from medmae.core.random import mix
     from medmae.data.kinds import kind_of
     from medmae.data.kinds.listing import list_samples
     from medmae.data.kinds.source import SampleSource
-    from medmae.engine.allocator import keep_freed_memory
-    from medmae.engine.distributed import Processes, leave
-    from medmae.engine.listeners import check_listeners
-    from medmae.engine.run_folder import check_free
-    from medmae.engine.trainer import pretrain
     from medmae.find import find
-    from medmae.report.html import write_report
 
     data, settings, recipe = plan.data, plan.train, dict(plan.recipe)
-    if main_process():
-        check_listeners(settings.loggers)
     found = find(plan.name)
     listing = list_samples(data["path"], kind=found.card.kind, split=data["split"], on_error=data["on_error"])
     kind = kind_of(found.card.kind, recipe, data["reading"])
-    if resume and out is not None and not (out / "config.yaml").exists():
-        say(f"There is no run in {out} to resume: a new one starts.")
-    out = out or Path("runs") / folder_name(f"{listing.name}-{plan.name}")
-    if main_process():
-        check_free(out, resume=resume, overwrite=overwrite)
-    team = Processes(device=settings.device, parallel=settings.parallel)
-    try:
-        if team.device.type == "cpu":
-            detail(keep_freed_memory())
-        torch.manual_seed(mix(settings.seed, INIT))
-        method = found.build(**recipe)
-        method.check_training(batch=settings.batch, world=team.world)
+
+    def prepare(method: Method, folder: Path, world: int) -> Ready:
         source = SampleSource(
             listing,
             kind,
@@ -149,44 +125,26 @@ def start(
         )
         for note in source.notes:
             say(note)
-        if init is not None:
-            say(f"Starting from {init}: {initialize(method, init)}")
-        for line in summary(plan, listing, source, method, world=team.world):
-            say(line)
-        say(f"  into      {out} ({team.device}, {settings.precision})")
-
-        def save_model(path: Path, trained: Any, about: dict[str, Any]) -> None:
-            # The recipe and these options make the kind again, and with it new data can be read.
-            read = {**about.pop("data"), "options": dict(data["reading"])}
-            told = {"data": read, "training": about, "license": listing.license}
-            checkpoint.save_model(path, trained, name=plan.name, recipe=recipe, about=told)
-
-        split = {part: [sample.key for sample in source.usable(part)] for part in source.counts}
-        result = pretrain(
-            method,
-            source,
-            settings,
-            folder=out,
-            recipe={"method": {**plan.config["method"], **recipe}, "data": data},
-            save_model=save_model,
-            resume=resume,
-            overwrite=overwrite,
-            on_picture=make_on_picture(source, method, out, seed=settings.seed),
-            on_probe=probe_of(source, method, settings),
-            on_end=lambda: write_report(out / "report.html", run_report(out)),
-            manifest={"split": split},
-            say=say,
-            quiet=flags().quiet,
-            processes=team,
+        return Ready(
+            source=source,
+            lines=summary(plan, listing, source, method, world=world),
+            split={part: [sample.key for sample in source.usable(part)] for part in source.counts},
+            license=listing.license,
+            options={"options": dict(data["reading"])},  # with the recipe they make the kind again, to read new data
+            picture=qc_samples.make_on_picture(source, method, folder, seed=settings.seed)
+            or qc_clouds.make_on_picture(source, method, folder, seed=settings.seed),
+            probe=probe_of(source, method, settings),
+            after=lambda model: next_command(model, data["path"], labeled=bool(listing.classes)),
         )
-        leave()
-        model, words = shlex.quote(str(out / "model")), shlex.quote(str(data["path"]))
-        ask = f"probe --checkpoint {model} --data {words} --out {shlex.quote(str(out / 'probe'))}"
-        say(f"The model is in {out / 'model'}. Next: medmae {ask if listing.classes else f'info {model}'}")
-        return result
-    except (Requeue, KeyboardInterrupt):
-        leave()
-        raise
+
+    return train(plan, recipe, prepare, name=listing.name, out=out, resume=resume, overwrite=overwrite, init=init)
+
+
+def next_command(model: Path, data: str, *, labeled: bool) -> str:
+    """What to do with a model: probe it where there are classes, otherwise write its features down."""
+    verb, result = ("probe", "probe") if labeled else ("embed", "features.csv")
+    words = (str(model), str(data), str(model.parent / result))
+    return "medmae {} --checkpoint {} --data {} --out {}".format(verb, *map(shlex.quote, words))
 
 
 def summary(plan: Plan, listing: Listing, source: SampleSource, method: Method, *, world: int) -> list[str]:

@@ -86,7 +86,12 @@ def test_methods_with_one_entry_get_sequences_as_channels(
     assert loaded.config["recipe"]["channels"] == 2
     assert loaded.config["data"]["sequences"] == ["t1n", "t2w"]
     assert f"Next: medmae info {out / 'model'}" in said
+    assert "It reads volumes with" not in said  # size and patch were said
     assert main(["pretrain", "--resume", "--out", str(out)]) == 0
+    table = tmp_path / "features.csv"
+    assert main(["embed", "--checkpoint", str(out), "--data", str(cohort), "--out", str(table), "--device", "cpu"]) == 0
+    assert "1 case(s) left aside: not all of t1n, t2w" in capsys.readouterr().err
+    assert [line.split(",")[0] for line in table.read_text().splitlines()[1:]] == [f"case{i}" for i in range(1, 6)]
     assert run(cohort, tmp_path / "three", method, *SIZE, *PATCH, *SMALL, "--set", "method.channels=3") == 2
     assert "the cohort has 2 sequences (t1n, t2w)" in capsys.readouterr().err
 
@@ -107,13 +112,61 @@ def test_channels_are_stacked_in_the_order_of_the_sequences() -> None:
     assert made["image"].tolist() == [[[0, 0], [1, 1]]]
 
 
+CUBE, TOKEN = [128, 128, 128], [16, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("method", "said", "size", "patch"),
+    [
+        *[(name, {}, CUBE, TOKEN) for name in ("mae", "ca_mae", "multimae", "mae_st", "videomae", "videomae_v2")],
+        ("fcmae", {}, CUBE, None),
+        ("mae_st", {"scale": "tiny"}, CUBE, TOKEN),
+        ("ca_mae", {"scale": "test"}, [32, 32, 32], [8, 8, 8]),  # a square that a scale names is meant as a cube
+        ("fcmae", {"scale": "test"}, [32, 32, 32], None),
+        ("mae_st", {"scale": "test"}, [8, 32, 32], [2, 8, 8]),
+        ("mae", {"scale": "huge"}, [126, 126, 126], [14, 14, 14]),
+        ("mae", {"patch": [8, 12, 16]}, [128, 120, 128], [8, 12, 16]),
+        ("videomae", {"size": [32, 96, 96]}, [32, 96, 96], TOKEN),
+        ("ca_mae", {"size": [16, 16, 16], "patch": [4, 4, 4]}, [16, 16, 16], [4, 4, 4]),
+    ],
+)
+def test_the_window_is_chosen_where_nobody_says_it_and_told(
+    method: str, said: dict[str, Any], size: list[int], patch: list[int] | None
+) -> None:
+    from medmae.cli.pretrain import make_plan
+
+    plan = make_plan([("here", {"method": {"name": method, **said}})])
+    assert plan.recipe["size"] == size
+    assert plan.recipe.get("patch") == patch
+    left = [key for key in ("size", "patch") if key in plan.recipe and key not in said]
+    told = " ".join(plan.notes)
+    for key in left:
+        assert f"method.{key}={plan.recipe[key]}".replace(" ", "") in told
+        assert f"--set 'method.{key}=" in told
+    assert bool(plan.notes) == bool(left)
+    assert ("its time" in told) == (method in ("mae_st", "videomae", "videomae_v2"))
+
+
+def test_the_chosen_window_is_that_of_bm_mae_and_its_own_methods_are_left_alone() -> None:
+    from medmae.cli.pretrain import make_plan
+
+    plan = make_plan([("here", {"method": "bm_mae"})])
+    assert (plan.recipe["size"], plan.recipe["patch"], plan.notes) == (CUBE, TOKEN, ())
+
+
+@pytest.mark.parametrize("method", ["mae_st", "fcmae"])
+def test_a_run_as_it_is_typed(cohort: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cohort, tmp_path / "run", method, "--scale", "test") == 0
+    assert f"{method} is a method for" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", "--out", str(tmp_path / "run")]) == 0
+
+
 @pytest.mark.parametrize(
     ("method", "more", "words"),
     [
-        ("ca_mae", (), "--set 'method.size=[96,96,96]' --set 'method.patch=[16,16,16]'"),
-        ("ca_mae", SIZE, "such as: --set 'method.patch=[16,16,16]'"),
-        ("mae_st", (), "--set 'method.size=[96,96,96]'"),
-        ("mae", ("--set", "method.size=[32,32]"), "three axes"),
+        ("ca_mae", ("--set", "method.size=[32,32]"), "--set 'method.size=[96,96,96]' --set 'method.patch=[16,16,16]'"),
+        ("mae", (*SIZE, "--set", "method.patch=[8,8]"), "three axes, or nothing"),
+        ("mae_st", ("--set", "method.patch=[0,16,16]"), "must be positive"),
         ("fcmae", (*SIZE, "--set", "method.channels=3"), "channels must be 1"),
         ("satmae", SIZE, "a method for image data"),
         ("point_mae", (), "a method for points data"),

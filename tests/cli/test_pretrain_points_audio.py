@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,23 @@ def test_a_toy_trains_the_same_with_and_without_workers(method: str, tmp_path: P
     assert read["kind"] == METHODS[method]
 
 
+def test_clouds_have_pictures_and_a_report_that_says_what_they_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And without labels the run ends with features, which the command it names writes."""
+    data, out = clouds(tmp_path / "data", "none"), tmp_path / "run"
+    assert pretrain("point_mae", data, out, "--set", "train.picture_every=2") == 0
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert [path.name for path in sorted((out / "qc").iterdir())] == ["step_000002_1.png", "step_000003_1.png"]
+    report = (out / "report.html").read_text()
+    assert "Step 3, sample 1" in report
+    assert "hidden ones (orange)" in report
+    word, *line = shlex.split(told.partition("Next: ")[2])
+    assert (word, line[0]) == ("medmae", "embed")
+    assert main([*line, "--device", "cpu"]) == 0
+    assert len((out / "features.csv").read_text().splitlines()) == 5
+
+
 @pytest.mark.slow
 def test_surfaces_of_a_synthetic_cohort_train(tmp_path: Path) -> None:
     pytest.importorskip("trimesh")
@@ -60,7 +78,7 @@ def clouds(folder: Path, fault: str) -> Path:
         broken = cloud(40)
         broken[7] = np.nan
         np.save(folder / "bad.npy", broken)
-    else:
+    elif fault != "none":
         (folder / "bad.npy").write_bytes(b"garbage")
     return folder
 

@@ -226,15 +226,20 @@ def test_a_volume_method_says_that_a_toy_is_no_cohort(tmp_path: Path, capsys: py
         ("mae", None, "There is no data: --data FOLDER"),
         ("mae", "~nobody-is-called-so/x", "no such file or folder"),
         ("multimae", "toy-image:8", "--set 'method.sequences=[rgb]'"),
-        ("satmae", "toy-image:8", "the method reads 6 (method.channels, or the bands in method.groups)"),
+        ("satmae", "toy-image:8", "the method reads 6, the bands 0 to 5 of method.groups: name there"),
+        ("fcmae", "bands", "it has 5 channel(s), and the method reads 3 (--set method.channels=5)"),
     ],
 )
 def test_method_and_data_must_be_of_one_kind(
     tmp_path: Path, folder: Path, method: str, data: str | None, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "spec.yaml").write_text("kind: audio\n")
+    (tmp_path / "bands").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "bands" / f"{i}.npy", np.random.default_rng(i).normal(size=(5, 40, 40)))
     (tmp_path / "cohort.yaml").write_text("medmae: 1\nname: x\nsequences: [t1n]\n")
-    given = {"folder": folder, "spec": tmp_path / "spec.yaml", "cohort": tmp_path / "cohort.yaml"}.get(str(data), data)
+    given = {"folder": folder, "spec": tmp_path / "spec.yaml", "cohort": tmp_path / "cohort.yaml",
+             "bands": tmp_path / "bands"}.get(str(data), data)  # fmt: skip
     what = [] if given is None else ["--data", given]
     line = ["pretrain", "--method", method, *what, "--out", tmp_path / "run", *COMMON]
     assert main([str(word) for word in line]) in (2, 3)
@@ -273,12 +278,13 @@ def test_data_check_names_what_is_broken(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_pictures_show_original_visible_and_guess(folder: Path) -> None:
-    from medmae.cli.qc_samples import preview
+    from medmae.cli.qc_views import views
     from medmae.find import find
 
     method = find("mae").build(scale="test")
     batch = {"image": torch.randn(2, 3, 32, 32), "key": torch.arange(2)}
-    truth, visible, pasted = preview(method, batch)
+    (view,) = views(method, batch)
+    truth, visible, pasted = view.truth, view.visible, view.pasted
     torch.testing.assert_close(truth, batch["image"])
     hidden = visible.isnan()
     assert 0.7 < float(hidden.float().mean()) < 0.8

@@ -7,7 +7,7 @@ here by dotted path and loaded when asked for, so that images do not wait for th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,11 @@ def kind_class(name: str) -> Any:
         raise UsageError(f"{name!r} is no kind of data; there are {', '.join(KINDS)}")
     module, _, attribute = KINDS[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def count_readable(names: Sequence[str]) -> dict[str, int]:
+    """How many of these names of files each kind reads, by their endings."""
+    return {kind: sum(name.lower().endswith(tuple(kind_class(kind).suffixes)) for name in names) for kind in KINDS}
 
 
 def kind_of(name: str, recipe: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Kind:

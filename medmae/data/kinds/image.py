@@ -26,6 +26,7 @@ from torch.nn.functional import interpolate
 from medmae.core.errors import DataError, UsageError
 from medmae.core.random import uniform
 from medmae.data.kinds import toys
+from medmae.data.kinds.dates import COLUMN, read_stamps
 from medmae.data.kinds.listing import Sample
 from medmae.data.kinds.pixels import SUFFIXES, Pixels, checked, read_pixels
 
@@ -94,15 +95,22 @@ class ImageKind:
         channels: what each entry of a batch holds, in the order of a file's channels; none: any image will do, for
             looking at files without a method.
         reading: how images are cut and scaled.
+        stamps: how many groups of channels have a date, and how many numbers a date is; (0, 0): there are no dates.
+            They come from the column ``time`` of a table, and go into the entry of that name.
     """
 
     name = "image"
     suffixes: tuple[str, ...] = SUFFIXES
 
     def __init__(
-        self, *, size: tuple[int, int], channels: tuple[Channels, ...], reading: Reading | None = None
+        self,
+        *,
+        size: tuple[int, int],
+        channels: tuple[Channels, ...],
+        reading: Reading | None = None,
+        stamps: tuple[int, int] = (0, 0),
     ) -> None:
-        self.size, self.channels = size, channels
+        self.size, self.channels, self.stamps = size, channels, stamps
         self.reading = Reading() if reading is None else reading
         self.entries: tuple[str, ...] = tuple(c.name for c in channels)
         self.count = sum(c.count for c in channels)
@@ -119,20 +127,16 @@ class ImageKind:
         size = tuple(recipe.get("size") or ())
         if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
             raise UsageError(f"images have two axes: method.size = {list(size)} is not a size such as [224, 224]")
-        if recipe.get("stamps"):
-            raise UsageError(
-                f"method.stamps = {recipe['stamps']}: this method also reads when each group was seen, which image "
-                "files do not say. Leave it out (0), and groups are told by their number"
-            )
         if recipe.get("foreground_loss"):
             raise UsageError("method.foreground_loss: images come without a foreground; leave it out")
-        return cls(size=(size[0], size[1]), channels=_channels(recipe), reading=reading)
+        stamps = (len(recipe["groups"]), int(recipe["stamps"])) if recipe.get("stamps") else (0, 0)
+        return cls(size=(size[0], size[1]), channels=_channels(recipe), reading=reading, stamps=stamps)
 
     # ---------------------------------------------------------------- reading
 
     def read(self, sample: Sample, *, key: int, training: bool) -> dict[str, np.ndarray]:
         """``pixels`` float32[channels height width] in the file's units, ``scale`` float32[channels 2]: their mean and
-        deviation."""
+        deviation; with dates ``time`` float32[groups stamps]."""
         image = self._image(sample)
         values, scale = self._fitted(image, sample)
         top, left, height, width = self._box(values.shape[1], values.shape[2], key=key, training=training)
@@ -146,7 +150,7 @@ class ImageKind:
         if any(labels):
             rows = [i for i, flag in enumerate(labels) if flag]
             done[rows] = interpolate(pixels[rows][None], self.size, mode="nearest-exact")[0]
-        return {"pixels": done.numpy(), "scale": scale}
+        return {"pixels": done.numpy(), "scale": scale, **self._time(sample)}
 
     def finish(self, batch: Mapping[str, Tensor], *, training: bool) -> dict[str, Tensor]:
         """Every entry Float[b channels height width], standardized and, where ``training``, perhaps mirrored."""
@@ -156,7 +160,16 @@ class ImageKind:
             flip = uniform(batch["key"], 1, stream=_FLIP)[:, 0] < self.reading.flip
             pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
         parts = torch.split(pixels, [c.count for c in self.channels], 1)
-        return {c.name: _coarse(part, c) for c, part in zip(self.channels, parts, strict=True)}
+        done = {c.name: _coarse(part, c) for c, part in zip(self.channels, parts, strict=True)}
+        return {**done, COLUMN: batch[COLUMN]} if any(self.stamps) else done
+
+    def _time(self, sample: Sample) -> dict[str, np.ndarray]:
+        if not any(self.stamps):
+            return {}
+        try:
+            return {COLUMN: read_stamps(sample.extra.get(COLUMN), groups=self.stamps[0], count=self.stamps[1])}
+        except DataError as error:
+            raise DataError(f"{sample.path}: {error}") from error
 
     def _image(self, sample: Sample) -> Pixels:
         if "toy" in sample.extra:
@@ -207,6 +220,7 @@ class ImageKind:
     def facts(self, sample: Sample) -> dict[str, Any]:
         """Height and width, channels, type of number, and whether it is a photograph."""
         image = self._image(sample)
+        self._time(sample)
         c, h, w = image.values.shape
         return {"size": [h, w], "channels": c, "type": str(image.values.dtype), "photograph": image.photograph}
 
@@ -233,6 +247,7 @@ class ImageKind:
             "size": list(self.size),
             "entries": [{"name": c.name, "channels": c.count, "coarser": c.coarser, "labels": c.labels}
                         for c in self.channels],
+            "stamps": list(self.stamps),
             "area": list(self.reading.area),
             "ratio": list(self.reading.ratio),
             "flip": self.reading.flip,
@@ -257,7 +272,9 @@ class ImageKind:
             names = ", ".join(f"{c.name} ({c.count})" if c.count > 1 else c.name for c in self.channels)
             told = f"Name what the files hold: --set 'method.sequences=[{self.channels[0].name}]'"
             return f"{text}, and the method reads {self.count}: {names}. {told}"
-        return f"{text}, and the method reads {self.count} (method.channels, or the bands in method.groups)"
+        return (
+            f"{text}, and the method reads {self.count} (--set method.channels={channels}, or bands in method.groups)"
+        )
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medmae.core.errors import DataError, UsageError
 from medmae.data.cohort import split_by
 from medmae.data.fingerprint import Fingerprints, case_hash
-from medmae.data.kinds import KINDS, kind_class, toys
+from medmae.data.kinds import KINDS, count_readable, kind_class, toys
 from medmae.data.layouts import printable
 from medmae.data.spec import Split, expand
 from medmae.data.spec_lines import complaint, read_document
@@ -211,7 +211,7 @@ def guess_kind(text: str | Path) -> str | None:
         names = [n for _, n in _walk(path)] if path.is_dir() else [row["path"] for _, row in read_rows(path)[1]]
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: {error}") from error
-    counts = {kind: sum(name.lower().endswith(tuple(kind_class(kind).suffixes)) for name in names) for kind in KINDS}
+    counts = count_readable(names)
     best = max(counts, key=lambda kind: counts[kind])
     return best if counts[best] else None
 
@@ -270,7 +270,9 @@ def _from_folder(spec: SampleSpec, root: Path) -> list[Sample]:
     keys = list(_keys(spec, root))
     if not keys:
         wanted = " or ".join(map(repr, _patterns(spec))) if spec.files else ", ".join(kind_class(spec.kind).suffixes)
-        raise DataError(f"{root}: no {spec.kind} files in it or below ({wanted}). Give the folder that holds them")
+        raise DataError(
+            f"{root}: no {spec.kind} files in it or below ({wanted}). {_instead(root)}Give the folder that holds them"
+        )
     parted = all(key.partition("/")[0].lower() in _PARTS and "/" in key for key in keys)
     rest = {key: key.partition("/")[2] if parted else key for key in keys}
     # One folder is a place to keep files; two or more, with nothing beside them, are classes.
@@ -286,6 +288,14 @@ def _from_folder(spec: SampleSpec, root: Path) -> list[Sample]:
         )
         for key in sorted(keys)
     ]
+
+
+def _instead(root: Path) -> str:
+    """A sentence on what a folder holds in place of what was wanted; "" where no kind reads any of it."""
+    counts = count_readable([name for _, name in _walk(root, limit=100_000)])
+    most = max(counts, key=lambda kind: counts[kind])
+    told = f"It holds {counts[most]} {most} file(s); `medmae methods` lists what reads them. "
+    return told if counts[most] else ""
 
 
 def _keys(spec: SampleSpec, root: Path) -> Iterator[str]:

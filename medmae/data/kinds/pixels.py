@@ -58,6 +58,8 @@ def read_pixels(path: Path) -> Pixels:
     """
     suffix = path.suffix.lower()
     try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: an empty file (0 bytes); copy or download it again")
         if suffix in ARRAYS:
             values = channels_first(_array(path))
         elif suffix in TIFF:
@@ -72,9 +74,16 @@ def read_pixels(path: Path) -> Pixels:
         raise DataError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
     except MissingDependency:
         raise
+    except FileNotFoundError as error:
+        what = "a link to what is not there" if path.is_symlink() else "no such file"
+        raise DataError(f"{path}: {what}") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give yourself access, or leave it out") from error
     except _DAMAGE as error:
         what = " ".join(str(error).replace(str(path), "the file").split())[:160]
-        raise DataError(f"{path}: cannot be read as an image ({what or type(error).__name__})") from error
+        raise DataError(
+            f"{path}: cannot be read as an image ({what or type(error).__name__}); is it whole, and an image?"
+        ) from error
     return checked(values, name=str(path))
 
 

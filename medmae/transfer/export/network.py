@@ -33,8 +33,12 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         grid = getattr(backbone.tokenizer, "grid", None)
-        if grid is None or grid.channels != 1:
-            raise CheckpointError("only encoders of images of one channel per sequence, on one grid, can be exported")
+        entries = getattr(backbone.tokenizer, "entries", {})
+        if grid is None or any(shape != (1, *grid.size) for shape in entries.values()):
+            raise CheckpointError(
+                "only encoders of images of one channel per sequence, on one grid, can be exported as a network; "
+                "`medmae export hf` takes every model"
+            )
         if getattr(backbone.tokenizer, "coords", "grid") != "grid":
             raise CheckpointError(
                 "this model takes positions in millimeters (coords: mm), which an exported network is not told; "

@@ -173,7 +173,6 @@ def test_bands_of_groups_are_one_image() -> None:
     [
         ({"size": [16, 16, 16]}, {}, "images have two axes"),
         ({"size": None}, {}, "images have two axes"),
-        ({"size": [16, 16], "groups": [[0]], "stamps": 3}, {}, "method.stamps = 3"),
         ({"size": [16, 16], "channels": 0}, {}, "method.channels = 0"),
         ({"size": [16, 16], "foreground_loss": True}, {}, "foreground"),
         (SQUARE, {"flop": 1}, "has no flop; of images it takes area, ratio, flip"),

@@ -17,6 +17,7 @@ from torch import nn
 from medmae.checkpoint import from_pretrained
 from medmae.cli import main
 from medmae.core.errors import CheckpointError
+from medmae.find import find
 from medmae.transfer.backbone import Backbone
 from medmae.transfer.export.network import FeatureNetwork
 from medmae.transfer.export.onnx_file import write_onnx
@@ -144,3 +145,10 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> No
     assert main(["export", "onnx", str(model), "--out", str(out), "--overwrite"]) == 4
     assert "pip install 'medmae[export]'" in capsys.readouterr().err
     assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["mae", "multimae", "satmae", "point_mae"])
+def test_inputs_of_several_channels_or_none_are_refused(name: str) -> None:
+    """A network takes one channel per sequence; what a method of colors, labels or points reads is another input."""
+    with pytest.raises(CheckpointError, match=r"one channel per sequence.*export hf"):
+        FeatureNetwork(Backbone(find(name).build(scale="test")))
