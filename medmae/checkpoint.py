@@ -359,6 +359,8 @@ def _readme(config: Mapping[str, Any], card: Card) -> str:
     command = "reconstruct --checkpoint this/folder --t1n a.nii.gz --t2w b.nii.gz --target t1c --out c.nii.gz"
     if data.get("kind"):  # images, clips, clouds, sound
         command = "probe --checkpoint this/folder --data folder-of-classes --out probe"
+    elif "sequences" not in recipe:  # a cohort's are the channels of one image, of which none can be predicted
+        command = "probe --checkpoint this/folder --data spec.yaml --target COLUMN --out probe"
     lines = [
         f"# {config['method']}",
         "",

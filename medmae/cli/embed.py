@@ -21,7 +21,7 @@ def run(
     data: Annotated[str, typer.Option(help="Cohort for a model of volumes; else a folder, CSV, spec or toy.")],
     out: Annotated[Path, typer.Option(help="File to write: .parquet or .csv.")],
     per: Annotated[str, typer.Option(help="One row per case, modality or region.")] = "case",
-    pool: Annotated[str, typer.Option(help="mean, cls or modality.")] = "mean",
+    pool: Annotated[str, typer.Option(help="mean, cls, modality or mean_max.")] = "mean",
     layer: Annotated[int | None, typer.Option(help="Layer of the encoder that is read [default: the last].")] = None,
     subset: Annotated[
         str | None, typer.Option(help="Sequences that are shown, such as t1n+t2w [default: all that a case has].")
@@ -65,7 +65,7 @@ def run(
 
         if subset in ("all", "given") or "," in subset:
             raise UsageError(f"--subset {subset}: name one subset, such as t1n+t2w")
-        shown = chosen_subsets(subset, encoder.backbone.sequences, items.cases)[0]
+        shown = chosen_subsets(subset, encoder.sequences, items.cases)[0]
         if lacking := sum(not set(shown or ()) <= set(case.images) for case in items.cases):
             say(f"{lacking} case(s) left aside: they lack one of {subset}", style="yellow")
     elif subset is not None:

@@ -5,7 +5,7 @@ What a checkpoint remembers decides how data are opened and read, so that it mee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 from medmae.core.errors import CheckpointError, DataError, UsageError
 
 from .console import say
+from .pretrain_kinds import KINDS, stack, stacks
 
 if TYPE_CHECKING:
+    import torch
+
     from medmae.transfer.backbone import Backbone
+    from medmae.transfer.pooling import Features
 
 FOREGROUND, RANDOM, VOLUME = "foreground", "random", "volume"
+_NAMED = 20  # broken files named in one message
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Encoder:
         config: of its model folder.
         weights: SHA-256 of its weights, or "untrained".
         kind: of the data it reads: volume, image, video, points or audio.
+        channels: sequences that it reads as the channels of one entry, in their order; empty where it knows them by
+            name, or where there are none.
     """
 
     name: str
@@ -37,6 +44,31 @@ class Encoder:
     config: Mapping[str, Any]
     weights: str
     kind: str
+    channels: tuple[str, ...] = ()
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """What it reads of a case, by name."""
+        return self.channels or self.backbone.sequences
+
+    def can_read(self, case: Any) -> bool:
+        """Whether a case of a cohort has enough for it: every channel, or any of its sequences."""
+        return set(self.channels) <= set(case.images) if self.channels else bool(set(self.sequences) & set(case.images))
+
+    def check_subset(self, subset: Sequence[str] | None) -> None:
+        """UsageError where it cannot be shown some sequences alone."""
+        if self.channels and subset is not None and set(subset) != set(self.channels):
+            raise UsageError(
+                f"{self.name} reads {', '.join(self.channels)} as the channels of one image, so it cannot be shown "
+                f"{'+'.join(subset)} alone: leave the subset out, or use a method that knows sequences by name"
+            )
+
+    def features(self, batch: Mapping[str, torch.Tensor]) -> Features:
+        """Features of a batch that has every one of :attr:`sequences`, or whatever its kind of data has."""
+        found: Features = self.backbone(
+            stack(batch, self.channels, entry=self.backbone.sequences[0]) if self.channels else batch
+        )
+        return found
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -109,17 +141,26 @@ def _encoder(
 
     from .completion import pick_device
 
-    kind = str((config.get("data") or {}).get("kind") or find(config["method"]).card.kind)
+    data, found = config.get("data") or {}, find(config["method"])
+    kind = str(data.get("kind") or found.card.kind)
     backbone = Backbone(method, layer=layer, frozen=True).to(pick_device(device)).eval()
     grid = getattr(backbone.tokenizer, "grid", None)
-    if grid is not None and len(grid.size) == 3 and kind in ("image", "video") and "kind" not in config.get("data", {}):
-        kind = VOLUME  # a method for images that was pre-trained on a cohort
-    if kind == VOLUME and (grid is None or len(grid.size) != 3 or grid.channels != 1):
+    axes = 0 if grid is None else len(grid.size)
+    if axes == 3 and kind in KINDS and "kind" not in data and (kind == "image" or data.get("sequences")):
+        kind = VOLUME  # a method for images or clips that was pre-trained on a cohort
+    if kind != VOLUME:
+        return Encoder(name, backbone, config, weights, kind)
+    channels = tuple(data.get("sequences") or ()) if stacks(found, config["recipe"]) else ()
+    if stacks(found, config["recipe"]) and (axes != 3 or grid.channels != len(channels)):
         raise CheckpointError(
-            f"{name} reads the sequences of a patient as channels of one image, which whole volumes with missing "
-            "sequences cannot be given to: use a method that knows sequences by name"
+            f"{name} reads the sequences of a patient as channels of one image, and its model folder does not say "
+            f"which they are: {', '.join(channels) or 'none'} under data.sequences, for {getattr(grid, 'channels', 0)} "
+            "channel(s). Pre-train it with `medmae pretrain`, which notes them, or use a method that knows sequences "
+            "by name"
         )
-    return Encoder(name, backbone, config, weights, kind)
+    if axes != 3 or (grid.channels != 1 and not channels):
+        raise CheckpointError(f"{name} has no encoder of volumes with one value per voxel and sequence")
+    return Encoder(name, backbone, config, weights, kind, channels)
 
 
 def open_data(text: str, encoder: Encoder) -> Items:
@@ -133,13 +174,14 @@ def open_data(text: str, encoder: Encoder) -> Items:
         from medmae.data.cohort import open_cohort
 
         source: Any = open_cohort(text)
-        known = [case for case in source.cases if set(case.images) & set(encoder.backbone.sequences)]
+        known = [case for case in source.cases if encoder.can_read(case)]
+        share = "all" if encoder.channels else "any"
         if not known:
-            raise DataError(
-                f"{text}: no case has any of the model's sequences ({', '.join(encoder.backbone.sequences)})"
-            )
+            raise DataError(f"{text}: no case has {share} of the model's sequences ({', '.join(encoder.sequences)})")
         if lacking := len(source.cases) - len(known):
-            say(f"{lacking} case(s) left aside: without any sequence of the model", style="yellow")
+            why = f"not all of {', '.join(encoder.channels)}, which {encoder.name} reads as channels"
+            why = why if encoder.channels else "without any sequence of the model"
+            say(f"{lacking} case(s) left aside: {why}", style="yellow")
         if not encoder.reading:
             say(f"{encoder.name} states no preprocessing: images are only oriented and normalized", style="yellow")
     else:
@@ -152,6 +194,34 @@ def open_data(text: str, encoder: Encoder) -> Items:
         raise DataError(f"{text}: the name {', '.join(twice)} occurs more than once; names must tell cases apart")
     parts = {case.key: part for part, cases in source.split().items() for case in cases}
     return Items(tuple(known), parts, source, encoder.kind)
+
+
+def readable(items: Items, encoders: Sequence[Encoder]) -> Items:
+    """The samples that every encoder can read, where the data say that broken ones are skipped; what is left aside is
+    said. Nothing may depend on a sample that one of the encoders to be compared has not seen.
+
+    Raises DataError where nothing is left.
+    """
+    if items.kind == VOLUME or items.source.on_error != "skip":
+        return items
+    from medmae.data.kinds import kind_of
+    from medmae.data.kinds.source import survey
+
+    broken: dict[str, str] = {}
+    for encoder in encoders:
+        broken |= survey(items.cases, kind_of(encoder.kind, encoder.config["recipe"], encoder.reading)).problems
+    if not broken:
+        return items
+    shown = [*list(broken.values())[:_NAMED], *([f"and {len(broken) - _NAMED} more"] if len(broken) > _NAMED else [])]
+    told = f"{len(broken)} of {len(items.cases)} sample(s) left aside, they cannot be used:\n  - " + "\n  - ".join(
+        shown
+    )
+    kept = tuple(sample for sample in items.cases if sample.key not in broken)
+    if not kept:
+        raise DataError(told)
+    say(told, style="yellow")
+    there = tuple(sample for sample in items.source.samples if sample.key not in broken)
+    return replace(items, cases=kept, source=replace(items.source, samples=there, on_error="fail"))
 
 
 def region_values(items: Items, region: str | None) -> tuple[int, ...] | None:
@@ -189,7 +259,7 @@ def codes_of(items: Items, encoder: Encoder) -> list[tuple[str, bool, bool]]:
     if encoder.kind == VOLUME:
         from .leakage import leaks, prints_of
 
-        prints = prints_of(items.cases, encoder.backbone.sequences)
+        prints = prints_of(items.cases, encoder.sequences)
         return [(found.code, leaks(found, encoder.data), leaks(found, chosen_on)) for found in prints]
     from medmae.data.cache import default_folder
     from medmae.data.fingerprint import Fingerprints

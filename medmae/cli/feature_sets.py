@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from medmae.core.errors import DataError, UsageError
+from medmae.core.errors import CheckpointError, DataError, UsageError
 
 from .console import flags, say
 from .feature_encoder import FOREGROUND, VOLUME, Encoder, Items, region_values, regions_of
@@ -18,8 +18,6 @@ from .feature_encoder import FOREGROUND, VOLUME, Encoder, Items, region_values, 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-    from medmae.transfer.pooling import Features
 
 PARTS = ("train", "val", "test", "all")
 PER = ("case", "modality", "region")
@@ -67,7 +65,7 @@ def feature_set(
     Args:
         encoder: what gives them.
         items: of the kind that it reads.
-        pool: mean, cls or modality.
+        pool: mean, cls, modality or mean_max.
         region: of the label, or ``foreground``: what of a volume counts. Cases without it are left aside.
         subset: sequences that are shown; cases that lack one of them are left aside. None: all that a case has.
         per: one row per ``case``, per ``modality`` or per ``region`` (of those that a case has).
@@ -82,14 +80,22 @@ def feature_set(
     """
     import numpy as np
 
-    if pool not in ("mean", "cls", "modality"):
-        raise UsageError(f"--pool must be mean, cls or modality, not {pool!r}")
+    from medmae.transfer.pooling import POOLS
+
+    if pool not in POOLS:
+        raise UsageError(f"--pool must be one of {', '.join(POOLS)}, not {pool!r}")
     if per not in PER:
         raise UsageError(f"--per must be one of {', '.join(PER)}, not {per!r}")
     if encoder.kind != VOLUME and (per == "region" or subset is not None or region not in (None, FOREGROUND)):
         raise UsageError(f"regions and subsets of sequences are for volumes, and {encoder.name} reads {encoder.kind}")
     if batch < 1 or precision not in ("fp32", "bf16"):
         raise UsageError(f"--batch {batch} must be at least 1, --precision {precision} is fp32 or bf16")
+    encoder.check_subset(subset)
+    if encoder.channels and "modality" in (per, pool):
+        raise CheckpointError(
+            f"{encoder.name} reads the sequences as channels: it has no features per sequence, choose --pool mean and "
+            "--per case or region"
+        )
     found: list[tuple[Any, str, np.ndarray]] = []
     if encoder.kind == VOLUME:
         found = _of_volumes(
@@ -172,7 +178,7 @@ def _rows(
     from medmae.data.inference import load_case
     from medmae.data.preprocess import label_remap
 
-    sequences = encoder.backbone.sequences
+    sequences = encoder.sequences
     images = {n: p for n, p in case.images.items() if n in sequences and (subset is None or n in subset)}
     asked = own is not None or per == "region"
     if asked and case.label is None:
@@ -197,8 +203,7 @@ def _rows(
         ).numpy()
 
     def pooled(one: Any) -> torch.Tensor:
-        features: Features = encoder.backbone(one)
-        return features.pooled(pool)
+        return encoder.features(one).pooled(pool)
 
     classes: Any = ready.label
     if per == "region":
@@ -208,7 +213,7 @@ def _rows(
     if not inside.any():
         return {}
     if per == "modality":
-        each = over(inside, lambda one: encoder.backbone(one).by_modality())
+        each = over(inside, lambda one: encoder.features(one).by_modality())
         return {name: each[i] for i, name in enumerate(sequences) if name in ready.images}
     return {"": over(inside, pooled)}
 
@@ -236,7 +241,7 @@ def _of_samples(
         asked = [sample for sample in whole.samples if sample.key in place and sample.key in usable]
         for one in source.in_order(asked, batch=batch):
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                features: Features = encoder.backbone(source.finish(one, device=device, training=False))
+                features = encoder.features(source.finish(one, device=device, training=False))
                 vectors = features.by_modality() if per == "modality" else features.pooled(pool)[:, None]
             names = encoder.backbone.sequences if per == "modality" else ("",)
             for row, index in enumerate(one["index"].tolist()):

@@ -28,7 +28,7 @@ Folds = Annotated[int, typer.Option(min=1, help="Folds by subject, balanced; 1 i
 Fold = Annotated[int, typer.Option(min=0, help="Which of them is held out, from 0.")]
 Fraction = Annotated[float, typer.Option(help="Share of the training subjects that is used, in (0, 1].")]
 Head = Annotated[str, typer.Option(help="linear, mlp or attentive.")]
-Pool = Annotated[str, typer.Option(help="mean, cls or modality (not with the attentive head).")]
+Pool = Annotated[str, typer.Option(help="mean, cls, modality or mean_max (not with the attentive head).")]
 Layer = Annotated[int | None, typer.Option(help="Layer of the encoder that is read [default: the last].")]
 Schedule = Annotated[str, typer.Option(help="full, frozen (head only), warmup (encoder waits), sawtooth.")]
 LayerDecay = Annotated[float, typer.Option(help="Factor of the learning rate per layer, from the head down.")]

@@ -17,7 +17,7 @@ import typer
 from medmae.core.errors import DataError, UsageError
 
 from .console import emit, emit_json, flags, say
-from .feature_encoder import RANDOM, VOLUME, Encoder, Items, codes_of, open_data, open_encoder, untrained
+from .feature_encoder import RANDOM, VOLUME, Encoder, Items, codes_of, open_data, open_encoder, readable, untrained
 from .probe_target import Goal, goal_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(
     ] = HELD_OUT,
     subsets: Annotated[str, typer.Option(help="given (what a case has), all, or a list such as t1n,t1n+t2w.")] = GIVEN,
     region: Annotated[str | None, typer.Option(help="Region of the label that counts, or foreground.")] = None,
-    pool: Annotated[str, typer.Option(help="mean, cls or modality.")] = "mean",
+    pool: Annotated[str, typer.Option(help="mean, cls, modality or mean_max.")] = "mean",
     layer: Annotated[int | None, typer.Option(help="Layer of the encoder that is read [default: the last].")] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbors that vote.")] = 20,
     cases: Annotated[int | None, typer.Option(min=1, help="At most so many cases.")] = None,
@@ -101,7 +101,7 @@ def run(
     if (out / "summary.json").exists() and not overwrite:
         raise UsageError(f"{out} holds results already; add --overwrite to replace them, or choose another --out")
     models = _models(checkpoint, against or [], device=device, layer=layer, seed=seed)
-    items = open_data(data, models[0])
+    items = readable(open_data(data, models[0]), models)
     goal = goal_of(items, target=target, time=time, event=event)
     probes = goal.probes(kind)
     if kind == "both" and len(probes) == 1:
@@ -178,9 +178,12 @@ def _usable(items: Items, goal: Goal, models: Sequence[Encoder]) -> Items:
     if lacking := len(items.cases) - len(known):
         say(f"{lacking} case(s) left aside: no {goal.name}", style="yellow")
     if items.kind == VOLUME:
-        seen = [c for c in known if all(set(c.images) & set(model.backbone.sequences) for model in models)]
+        seen = [case for case in known if all(model.can_read(case) for model in models)]
         if lacking := len(known) - len(seen):
-            say(f"{lacking} case(s) left aside: a model knows none of their sequences", style="yellow")
+            say(
+                f"{lacking} case(s) left aside: a model knows none of their sequences, or lacks a channel",
+                style="yellow",
+            )
         known = seen
     if not known:
         raise DataError(f"no case with {goal.name} can be seen by every model")
@@ -236,8 +239,12 @@ def _subsets(words: str, models: Sequence[Encoder], items: Items) -> list[tuple[
         return [None]
     from .segmentation_cases import chosen_subsets
 
-    shared = [n for n in models[0].backbone.sequences if all(n in model.backbone.sequences for model in models)]
-    return chosen_subsets(words, shared, items.cases)
+    shared = [name for name in models[0].sequences if all(name in model.sequences for model in models)]
+    wanted = chosen_subsets(words, shared, items.cases)
+    for model in models:
+        for subset in wanted:
+            model.check_subset(subset)
+    return wanted
 
 
 def _probe_all(
@@ -261,6 +268,12 @@ def _probe_all(
     found: list[Probed] = []
     for model in models:
         features = feature_set(model, items, subset=subset, **reading)
+        if found and features.keys != found[0].features.keys:
+            raise DataError(
+                f"{model.name} and {models[0].name} give features of different cases ({len(features.keys)} and "
+                f"{len(found[0].features.keys)} of {len(items.cases)}), so they cannot be compared: probe each alone, "
+                "or give cases that both can read"
+            )
         if len(features.keys) > 1 and (warning := collapsed(spread(features.values))) is not None:
             say(f"{model.name}: {warning}", style="yellow")
         for probe in probes:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medmae.core.errors import UsageError
 from medmae.core.tokens import Batch
 
-from .pooling import POOLS, Features
+from .pooling import POOLS, Features, pooled_width
 
 KINDS = ("linear", "mlp", "attentive")
 
@@ -26,7 +26,7 @@ class VectorHead(nn.Module):
     """Pool, normalize, and a linear map or a small network.
 
     Args:
-        width: features that come in.
+        width: features per place that come in.
         outputs: numbers that go out.
         pool: one of ``medmae.transfer.pooling.POOLS``.
         hidden: units in between; None for a linear map.
@@ -38,6 +38,7 @@ class VectorHead(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = pool
+        width = pooled_width(width, pool)
         self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(dropout)
         self.inner = None if hidden is None else nn.Linear(width, hidden)
         self.outer = nn.Linear(hidden or width, outputs)

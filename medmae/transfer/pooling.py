@@ -19,7 +19,7 @@ from medmae.core.grid import Grid
 from medmae.nets.contrast import weighted_mean
 from medmae.nets.encoded import Encoded, Pyramid
 
-POOLS = ("mean", "cls", "modality")
+POOLS = ("mean", "cls", "modality", "mean_max")
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ class Features:
     encoded: Encoded | Pyramid
     sequences: int = 1
 
-    def pooled(self, how: str = "mean") -> Float[Tensor, "b d"]:
-        """One vector per sample.
+    def pooled(self, how: str = "mean") -> Float[Tensor, "b p"]:
+        """One vector per sample, as long as :func:`pooled_width` says.
 
         Args:
             how: ``mean`` over places; ``cls``, the first prefix token; ``modality``, the mean over the sequences that
-                are there of their means, so that each counts alike.
+                are there of their means, so that each counts alike; ``mean_max``, the mean and behind it the largest
+                value over the places that count at all, which finds what only one place shows.
 
         Raises:
             UsageError: there is no such pooling.
@@ -55,6 +56,10 @@ class Features:
         """
         if how == "mean":
             return weighted_mean(self.values, self.weight)
+        if how == "mean_max":
+            counts = (self.weight > 0) | (self.weight.amax(1, keepdim=True) <= 0)  # all, where none does
+            largest = self.values.masked_fill(~counts[..., None], -torch.inf).amax(1)
+            return torch.cat([weighted_mean(self.values, self.weight), largest], -1)
         if how == "cls":
             if not self.prefix.shape[1]:
                 raise CheckpointError("this encoder has no [CLS] token: choose another pooling, such as mean")
@@ -79,6 +84,15 @@ class Features:
             mean = weighted_mean(self.values, weight)
             found.append(mean.where(weight.sum(1, keepdim=True) > 0, torch.nan))
         return torch.stack(found, 1)
+
+
+def pooled_width(width: int, how: str) -> int:
+    """How long a vector is that ``how`` makes of places with ``width`` features.
+
+    ``mean_max`` is for clouds: Point-MAE's classifier reads the largest value over groups, beside a [CLS] token that it
+    adds for fine-tuning. Frozen features have no such token, and the mean stands in its place.
+    """
+    return 2 * width if how == "mean_max" else width
 
 
 def gather(

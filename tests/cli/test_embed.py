@@ -111,6 +111,10 @@ def test_images_have_their_class_beside_them(models, tmp_path: Path, capsys) -> 
     assert values.shape == (6, 32)
     assert call(models["mae"], "toy-image:6", tmp_path / "t.csv", "--pool", "cls", "--split", "train") == 0
     train, _ = table(tmp_path / "t.csv")
+    assert call(models["mae"], "toy-image:6", tmp_path / "x.csv", "--pool", "mean_max") == 0
+    _, twice = table(tmp_path / "x.csv")
+    assert twice.shape == (6, 64)
+    assert (twice[:, 32:] >= twice[:, :32]).all()  # no maximum is below its mean
     assert [r["case"] for r in train] == [r["case"] for r in rows if r["split"] == "train"]
 
 

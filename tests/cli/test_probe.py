@@ -131,6 +131,45 @@ def test_images_learn_from_one_part_and_are_tested_on_the_other(models, tmp_path
     assert len(rows) == 40
 
 
+def test_samples_that_are_skipped_are_skipped_for_every_model(models, tmp_path: Path, capsys) -> None:
+    """A link that leads nowhere, and an array that only one of the two models can read."""
+    draw = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(8):
+            np.save(tmp_path / "data" / label / f"{i}.npy", draw.integers(0, 255, (40, 40, 3)).astype(np.uint8))
+    (tmp_path / "data" / "a" / "gone.npy").symlink_to(tmp_path / "nowhere.npy")
+    np.save(tmp_path / "data" / "b" / "wide.npy", np.zeros((40, 40, 6), np.float32))
+    (tmp_path / "spec.yaml").write_text("kind: image\nroot: data\non_error: skip\n")
+    other = save(tmp_path / "other", "satmae")
+    line = ("--against", models["mae"], "--folds", 2, "--split", "all", "--kind", "knn")
+    assert call(other, tmp_path / "spec.yaml", tmp_path / "out", *line) == 3
+    assert "18 of 18 sample(s) left aside" in capsys.readouterr().err
+    fine = save(tmp_path / "fine", "fcmae")
+    words = ["probe", "--checkpoint", fine, "--data", tmp_path / "spec.yaml", "--out", tmp_path / "two", *line]
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().err
+    assert "2 of 18 sample(s) left aside" in said
+    assert "gone.npy: a link to what is not there" in said
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["about"]["cases"] == 16
+
+
+def test_models_that_see_different_cases_are_not_compared(models, tmp_path: Path, capsys, monkeypatch) -> None:
+    from dataclasses import replace
+
+    from medmae.cli import feature_sets
+
+    whole = feature_sets.feature_set
+
+    def some(encoder, items, **options):
+        kept = items.cases if encoder.weights != "untrained" else items.cases[:-1]
+        return whole(encoder, replace(items, cases=kept), **options)
+
+    monkeypatch.setattr(feature_sets, "feature_set", some)
+    assert call(models["mae"], "toy-image:30", tmp_path / "out", "--against", "random") == 3
+    assert "give features of different cases (29 and 30 of 30)" in capsys.readouterr().err
+
+
 def test_clouds_of_points_have_features_too(models) -> None:
     encoder = open_encoder(models["point_mae"], device="cpu")
     found = feature_set(encoder, open_data("toy-points:6", encoder), batch=4)

@@ -9,8 +9,11 @@ from medmae.core.errors import CheckpointError, UsageError
 from medmae.find import find
 from medmae.testing import example_batch, mixed_batch
 from medmae.transfer.backbone import Backbone, features
+from medmae.transfer.heads import build_head
+from medmae.transfer.pooling import Features, pooled_width
 
-CASES = (("bm_mae", "mean"), ("bm_mae", "cls"), ("bm_mae", "modality"), ("resenc_mae", "mean"), ("eva_mae", "mean"))
+CASES = (("bm_mae", "mean"), ("bm_mae", "cls"), ("bm_mae", "modality"), ("resenc_mae", "mean"), ("eva_mae", "mean"),
+         ("bm_mae", "mean_max"), ("resenc_mae", "mean_max"))  # fmt: skip
 
 
 def backbone(name: str, **options) -> Backbone:
@@ -25,7 +28,7 @@ def test_ragged_batches_equal_single_runs(name: str, pool: str, layer: int | Non
     model = backbone(name, layer=layer)
     batch = mixed_batch(model)
     together = model(batch).pooled(pool)
-    assert together.shape == (3, model.width)
+    assert together.shape == (3, pooled_width(model.width, pool))
     for row in range(3):
         mine = {key: value[row : row + 1] for key, value in batch.items()}
         if bool(mine["present"].all()):
@@ -121,3 +124,22 @@ def test_frozen_stays_in_evaluation_mode_and_gives_no_gradient() -> None:
     model = backbone("bm_mae", frozen=True).train()
     assert not model.encoder.training
     assert not model(example_batch(model)).pooled().requires_grad
+
+
+def test_a_place_that_is_missing_or_does_not_count_is_no_maximum() -> None:
+    """Missing places hold zeros, which would win among negative features; the region decides what else counts."""
+    model = backbone("point_mae")
+    known = model(example_batch(model))
+    values = torch.tensor([[[-1.0, -4.0], [-3.0, -2.0], [0.0, 0.0], [9.0, 9.0]]])
+    weight = torch.tensor([[1.0, 0.5, 0.0, 0.0]])
+    found = Features(values, weight, None, values[:, :0], known.encoded).pooled("mean_max")
+    torch.testing.assert_close(found, torch.tensor([[-2.5 / 1.5, -5.0 / 1.5, -1.0, -2.0]]))
+    nothing = Features(values, torch.zeros(1, 4), None, values[:, :0], known.encoded)
+    torch.testing.assert_close(nothing.pooled("mean_max"), torch.tensor([[1.25, 0.75, 9.0, 9.0]]))
+
+
+def test_a_head_reads_the_mean_and_the_maximum() -> None:
+    model = backbone("point_mae")
+    head = build_head({"kind": "mlp", "pool": "mean_max", "hidden": 8}, width=model.width, outputs=3)
+    batch = example_batch(model)
+    assert head(model(batch), batch).shape == (len(batch["points"]), 3)
