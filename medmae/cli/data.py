@@ -112,19 +112,23 @@ def check(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from medmae.cli.console import console, emit_json, flags, say
-    from medmae.core.errors import DataError
+    from medmae.core.errors import DataError, UsageError
     from medmae.data.check import check_cohort
     from medmae.data.cohort import find_cohort
+    from medmae.data.kinds.endings import nothing_in
     from medmae.data.kinds.listing import guess_kind
 
     count = min(os.cpu_count() or 1, 8) if workers is None else workers
+    guessed = kind is None
     if kind is None:
         kind = guess_kind(data)
     if kind not in (None, "volume"):
         from medmae.cli.data_samples import check as check_samples
 
-        check_samples(data, kind, workers=count, report=report, identify=identify)
+        check_samples(data, kind, workers=count, report=report, identify=identify, guessed=guessed)
         return
+    if guessed and Path(data).is_dir() and (nothing := nothing_in(Path(data))) is not None:
+        raise UsageError(nothing)
     found = find_cohort(data)
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:

@@ -22,12 +22,21 @@ if TYPE_CHECKING:
 _SHOWN = 5  # values of a fact that are told one by one; more are a range
 
 
-def check(data: str, kind: str, *, workers: int, report: Path | None = None, identify: bool = False) -> None:
+def check(
+    data: str,
+    kind: str,
+    *,
+    workers: int,
+    report: Path | None = None,
+    identify: bool = False,
+    guessed: bool = False,
+) -> None:
     """Look at every sample of ``data``, tell what there is and what is broken; ``report`` also as one HTML file.
 
-    Files are named in the report where ``identify`` is set, and numbered otherwise. DataError where a sample is broken.
+    Files are named in the report where ``identify`` is set, and numbered otherwise. Where the kind was ``guessed`` and
+    the files may as well be of another one, as arrays may, this is said. DataError where a sample is broken.
     """
-    from medmae.data.kinds import kind_of
+    from medmae.data.kinds import count_readable, kind_of
     from medmae.data.kinds.listing import list_samples
     from medmae.data.kinds.source import survey
     from medmae.data.layouts import printable
@@ -37,6 +46,10 @@ def check(data: str, kind: str, *, workers: int, report: Path | None = None, ide
     told = outcome(listing, found)
     for note in listing.notes:
         say(note)
+    if guessed and Path(data).suffix.lower() not in (".yaml", ".yml"):
+        counts = count_readable([sample.key for sample in listing.samples])
+        if others := [name for name in counts if name != kind and counts[name] == len(listing.samples)]:
+            say(f"Taken as {kind}; such files can also hold {' or '.join(others)}: --kind says so.", style="yellow")
     for name, text in told["facts"].items():
         say(f"  {name:<12} {text}")
     for name, count in told["classes"].items():

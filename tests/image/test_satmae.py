@@ -111,6 +111,20 @@ def test_dates_are_data() -> None:
         build(**(DATES | {"groups": ((0, 1), (2,))}))
 
 
+def test_the_code_of_a_date_is_that_of_its_year_month_and_hour() -> None:
+    """Sines and cosines of years since 2002, of months and of hours, 128 each, behind the code of the place."""
+    method = find("satmae").build(preset="temporal", depth=1, decoder_depth=1, size=(32, 32))
+    time = torch.tensor([[[14.0, 4, 10], [15, 10, 0], [0, 0, 23]]])
+    coords = method.tokenizer({"image": torch.zeros(1, 9, 32, 32), "time": time}).layout.coords
+    for positions, width, each in ((method.encoder.positions, 1024, 128), (method.decoder.positions, 512, 64)):
+        codes = positions(coords)
+        assert codes.shape == (1, 3 * 4, width)
+        angle = time[0, :, :, None] / 10000 ** (torch.arange(each // 2) / (each / 2))
+        expected = torch.cat([angle.sin(), angle.cos()], -1).flatten(1)
+        found = codes[0, ::4, width - 3 * each :]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_the_published_sizes() -> None:
     """Sentinel-2: 144 places in three groups; three photographs of 196 places."""
     for preset, tokens in (("spectral", 432), ("temporal", 588)):

@@ -97,6 +97,8 @@ class ImageKind:
         reading: how images are cut and scaled.
         stamps: how many groups of channels have a date, and how many numbers a date is; (0, 0): there are no dates.
             They come from the column ``time`` of a table, and go into the entry of that name.
+        setting: of the method, that says how many channels it reads: ``groups``, ``channels``, ``pairs`` of a name and
+            its channels, ``sequences``; "" where none does.
     """
 
     name = "image"
@@ -109,8 +111,9 @@ class ImageKind:
         channels: tuple[Channels, ...],
         reading: Reading | None = None,
         stamps: tuple[int, int] = (0, 0),
+        setting: str = "",
     ) -> None:
-        self.size, self.channels, self.stamps = size, channels, stamps
+        self.size, self.channels, self.stamps, self.setting = size, channels, stamps, setting
         self.reading = Reading() if reading is None else reading
         self.entries: tuple[str, ...] = tuple(c.name for c in channels)
         self.count = sum(c.count for c in channels)
@@ -130,7 +133,10 @@ class ImageKind:
         if recipe.get("foreground_loss"):
             raise UsageError("method.foreground_loss: images come without a foreground; leave it out")
         stamps = (len(recipe["groups"]), int(recipe["stamps"])) if recipe.get("stamps") else (0, 0)
-        return cls(size=(size[0], size[1]), channels=_channels(recipe), reading=reading, stamps=stamps)
+        setting = next((name for name in ("groups", "channels", "sequences") if name in recipe), "")
+        if isinstance(recipe.get("channels"), list | tuple | Mapping):
+            setting = "pairs"
+        return cls(size=(size[0], size[1]), channels=_channels(recipe), reading=reading, stamps=stamps, setting=setting)
 
     # ---------------------------------------------------------------- reading
 
@@ -272,9 +278,13 @@ class ImageKind:
             names = ", ".join(f"{c.name} ({c.count})" if c.count > 1 else c.name for c in self.channels)
             told = f"Name what the files hold: --set 'method.sequences=[{self.channels[0].name}]'"
             return f"{text}, and the method reads {self.count}: {names}. {told}"
-        return (
-            f"{text}, and the method reads {self.count} (--set method.channels={channels}, or bands in method.groups)"
-        )
+        ways = {
+            "groups": f", the bands 0 to {self.count - 1} of method.groups: name there those that the files have",
+            "channels": f" (--set method.channels={channels})",
+            "pairs": f" (--set 'method.channels=[[{self.entries[0]},{channels}]]')",
+            "sequences": ": name one for each channel, --set 'method.sequences=[...]'",
+        }
+        return f"{text}, and the method reads {self.count}{ways.get(self.setting, '')}"
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

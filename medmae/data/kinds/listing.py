@@ -32,7 +32,7 @@ _PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 _COLUMNS = ("path", "label", "subject", "split")
 _NAMED = 20  # faults of a table told in one message
 VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")  # what makes a folder a 3-D cohort
-_COHORT_FILES = ("dataset.json", "dataset_description.json")
+COHORT_FILES = ("dataset.json", "dataset_description.json")
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ def names_samples(text: str | Path, *, kind: str) -> bool:
     if path.is_dir():
         volumes = (*VOLUMES, ".dcm") if kind == "video" else VOLUMES
         return kind not in ("image", "video") or not any(
-            name.lower().endswith(volumes) or (not folder and name in _COHORT_FILES)
-            for folder, name in _walk(path, limit=2000)
+            name.lower().endswith(volumes) or (not folder and name in COHORT_FILES)
+            for folder, name in walk(path, limit=2000)
         )
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         value = read_document(path).value
@@ -208,7 +208,7 @@ def guess_kind(text: str | Path) -> str | None:
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         return str(read_document(path).value["kind"])
     try:
-        names = [n for _, n in _walk(path)] if path.is_dir() else [row["path"] for _, row in read_rows(path)[1]]
+        names = [n for _, n in walk(path)] if path.is_dir() else [row["path"] for _, row in read_rows(path)[1]]
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: {error}") from error
     counts = count_readable(names)
@@ -292,7 +292,7 @@ def _from_folder(spec: SampleSpec, root: Path) -> list[Sample]:
 
 def _instead(root: Path) -> str:
     """A sentence on what a folder holds in place of what was wanted; "" where no kind reads any of it."""
-    counts = count_readable([name for _, name in _walk(root, limit=100_000)])
+    counts = count_readable([name for _, name in walk(root, limit=100_000)])
     most = max(counts, key=lambda kind: counts[kind])
     told = f"It holds {counts[most]} {most} file(s); `medmae methods` lists what reads them. "
     return told if counts[most] else ""
@@ -303,7 +303,7 @@ def _keys(spec: SampleSpec, root: Path) -> Iterator[str]:
     kind = kind_class(spec.kind)
     suffixes, frames = tuple(kind.suffixes), tuple(getattr(kind, "folder_suffixes", ()))
     known: set[str] = set()
-    for folder, name in _walk(root):
+    for folder, name in walk(root):
         key = f"{folder}/{name}" if folder else name
         if not name.lower().endswith(suffixes):
             if not frames or not folder or not name.lower().endswith(frames):
@@ -314,7 +314,7 @@ def _keys(spec: SampleSpec, root: Path) -> Iterator[str]:
             yield key
 
 
-def _walk(root: Path, *, limit: int | None = None) -> Iterator[tuple[str, str]]:
+def walk(root: Path, *, limit: int | None = None) -> Iterator[tuple[str, str]]:
     """(folder from ``root``, name) of every visible file; of ``limit`` files at most. Links are followed once.
 
     Raises DataError where a folder cannot be opened: what is in it would be missing without a word.

@@ -20,6 +20,11 @@ def test_dates_count_from_2002_and_numbers_stay() -> None:
     told = read_stamps("2016-05-03T10:20; 2017-11-30;1.5 0, 3", groups=3, count=3)
     assert told.tolist() == [[14, 4, 10], [15, 10, 0], [1.5, 0, 3]]
     assert told.dtype == np.float32
+    # As fMoW writes them, whose hours are those of SatMAE.
+    assert read_stamps("2015-12-31T23:59:58Z; 2002-01-01T00:00:00Z", groups=2, count=3).tolist() == [
+        [13, 11, 23],
+        [0, 0, 0],
+    ]
     assert read_stamps("2004-02-01; 2005-01-01", groups=2, count=1).tolist() == [[2], [3]]
 
 

@@ -169,6 +169,27 @@ def test_bands_of_groups_are_one_image() -> None:
 
 
 @pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"groups": [[0, 1], [2, 4]], "stamps": 0}, "bands 0 to 4 of method.groups"),
+        ({"channels": 5}, "--set method.channels=4"),
+        ({"channels": 5, "sequences": ["image"]}, "--set method.channels=4"),
+        ({"channels": [["rgb", 3]], "sequences": ["rgb"]}, "--set 'method.channels=[[rgb,4]]'"),
+        ({"sequences": ["dna"]}, "--set 'method.sequences=[...]'"),
+    ],
+)
+def test_wrong_channels_name_the_setting_that_the_method_has(
+    tmp_path: Path, recipe: dict[str, Any], words: str
+) -> None:
+    """And no other one."""
+    one = save(tmp_path / "a.npy", noise(4, 40, 40))
+    with pytest.raises(DataError) as caught:
+        kind({"size": [16, 16], **recipe}).read(one, key=1, training=False)
+    assert words in str(caught.value)
+    assert str(caught.value).count("method.") == 1
+
+
+@pytest.mark.parametrize(
     ("recipe", "options", "words"),
     [
         ({"size": [16, 16, 16]}, {}, "images have two axes"),
