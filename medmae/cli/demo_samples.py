@@ -152,7 +152,7 @@ def _chance(found: Mapping[str, Any], metric: str) -> float:
 
 def toy_report(folder: Path, settings: ToyDemo, found: Mapping[str, Any], *, seconds: Mapping[str, float]) -> Report:
     """Everything this demo has to show."""
-    from medmae.cli.report import environment_facts, qc_pictures, read_lines
+    from medmae.cli.report import CAPTIONS, environment_facts, qc_pictures, read_lines
     from medmae.report import run as parts
     from medmae.report.values import Cell, FactList, Picture, Report, Table, Tile
 
@@ -167,7 +167,7 @@ def toy_report(folder: Path, settings: ToyDemo, found: Mapping[str, Any], *, sec
     rows.append(("chance", *(Cell(f"{_chance(found, m):.2f}", tone="quiet") for m in metrics)))
     count = found["samples"]
     spent = {name: f"{s:.0f} s" for name, s in seconds.items()} | {"all stages": f"{sum(seconds.values()):.0f} s"}
-    caption = "Held-out toys of a validation set: the original, what the method saw, what it filled in."
+    caption = f"Toys that are validated on. {CAPTIONS[settings.kind]}"
     return Report(
         title=f"medmae demo: {settings.kind}",
         subtitle=f"Pre-training {settings.method} on toys without labels, and a linear probe of what it learned",

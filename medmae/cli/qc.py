@@ -44,25 +44,30 @@ def make_on_picture(
         seed: of the samples' masks; that of the training.
         samples: how many samples are drawn.
     """
+    from medmae.cli.qc_views import plain_volumes
     from medmae.core.autoencoder import Autoencoder
 
     grid = getattr(getattr(method, "tokenizer", None), "grid", None)
     orientation = str((source.describe().get("preprocess") or {}).get("orientation", "RAS"))
-    if not isinstance(method, Autoencoder) or grid is None or len(grid.size) != 3 or grid.channels != 1:
+    if grid is None or len(grid.size) != 3 or grid.channels != 1:
+        return None
+    if not isinstance(method, Autoencoder) and not plain_volumes(method):
         return None
     state: dict[str, Any] = {}
 
     def on_picture(step: int, trained: nn.Module) -> None:
         device = next(trained.parameters()).device
         if not state:
-            state["batch"] = _fixed_batch(source, device=device, seed=seed, samples=samples)
+            state["batch"] = fixed_batch(source, device=device, seed=seed, samples=samples)
             state["known"] = _training_values(source, device=device, seed=seed)
         draw(step, trained, state["batch"], state["known"], folder=Path(folder) / "qc", orientation=orientation)
 
     return on_picture
 
 
-def _fixed_batch(source: Source, *, device: Any, seed: int, samples: int) -> dict[str, Tensor]:
+def fixed_batch(source: Source, *, device: Any, seed: int, samples: int) -> dict[str, Tensor]:
+    """The samples that every picture of a run shows, ready for the method: the first that are validated, else trained
+    on."""
     batch = next(iter(source.validation(batch=samples, rank=0, world=1, seed=seed)), None)
     if batch is None:
         batch = next(iter(source.train(start=0, batch=samples, rank=0, world=1, seed=seed)))
@@ -106,10 +111,12 @@ def draw(
 
     ``orientation`` are the axis codes of the arrays; pictures are drawn upright whatever they are.
     """
+    from medmae.cli.qc_views import plain_volumes
     from medmae.report.pictures import Strip, busiest, montage
     from medmae.volume.complete import preview
 
     seen = preview(method, batch)
+    normalized = seen.normalized and not plain_volumes(method)
     foreground = batch.get("foreground")
     present = batch.get("present")
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +135,7 @@ def draw(
                 inside = _upright(foreground[i, 0].cpu().numpy(), orientation) > 0
             hidden = inside & (asked > 0)
             window, mean = known[name]
-            if hidden.any() and not seen.normalized:
+            if hidden.any() and not normalized:
                 sums = totals.setdefault(name, [0.0, 0.0, 0.0])
                 sums[0] += float(np.abs(pasted - truth)[hidden].sum())
                 sums[1] += float(np.abs(mean - truth)[hidden].sum())

@@ -1,4 +1,7 @@
-"""Pictures of images and clips while a method trains on them: the original, what was visible, the reconstruction.
+"""Pictures of images, clips and sound while a method trains on them: the original, what was visible, the
+reconstruction.
+
+A method that knows several channels, tasks or groups of bands has a row for each of them, in the order of its tokens.
 
 Volumes have pictures of their own (``qc.py``), with windows, planes and a baseline; these are photographs and frames,
 looked at as they are. A method that predicts patches normalized by their own mean and deviation says nothing of
@@ -8,7 +11,8 @@ brightness and contrast: its guesses are shown with those of the true patch, and
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +21,12 @@ import numpy as np
 from medmae.atomic import write_bytes
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
+    from medmae.cli.qc_views import View
     from medmae.engine.source import Source
 
-_FRAMES = 4  # of a clip that are shown, one row each
+_FRAMES = 4  # of a clip that are shown, one row each; of several clips side by side only the middle one
 _HIDDEN = 0.5  # gray of what the method did not see
 
 
@@ -30,99 +35,113 @@ def make_on_picture(
 ) -> Callable[[int, nn.Module], None] | None:
     """The callback ``on_picture(step, method)`` for :func:`medmae.engine.trainer.pretrain`.
 
-    It writes ``qc/step_000100_1.png``, one picture per sample. None for methods that do not predict the patches of one
-    image or clip, which cannot be shown this way. The arguments are those of :func:`medmae.cli.qc.make_on_picture`.
+    It writes ``qc/step_000100_1.png``, one picture per sample. None for methods that do not predict patches of images,
+    clips or spectrograms, which cannot be shown this way. The arguments are those of
+    :func:`medmae.cli.qc.make_on_picture`.
     """
-    from medmae.core.autoencoder import Autoencoder
-    from medmae.core.grid import ModalityGrid
-    from medmae.core.target import Content, Normalized
+    from medmae.cli import qc_sounds
+    from medmae.cli.qc import fixed_batch
+    from medmae.cli.qc_views import parts_of, views
 
-    tokenizer = getattr(method, "tokenizer", None)
-    if (
-        not isinstance(method, Autoencoder)
-        or type(tokenizer) is not ModalityGrid
-        or type(method.target) not in (Content, Normalized)
-        or len(tokenizer.names) != 1
-        or len(tokenizer.grid.size) not in (2, 3)
-    ):
+    if not parts_of(method):
         return None
     state: dict[str, Any] = {}
 
     def on_picture(step: int, trained: nn.Module) -> None:
         if "batch" not in state:
-            batch = next(iter(source.validation(batch=samples, rank=0, world=1, seed=seed)), None)
-            if batch is None:
-                batch = next(iter(source.train(start=0, batch=samples, rank=0, world=1, seed=seed)))
-            state["batch"] = source.finish(batch, device=next(trained.parameters()).device, training=False)
-        truth, visible, pasted = preview(trained, state["batch"])
+            device = next(trained.parameters()).device
+            state["batch"] = fixed_batch(source, device=device, seed=seed, samples=samples)
+        seen = views(trained, state["batch"])
         place = Path(folder) / "qc"
         place.mkdir(parents=True, exist_ok=True)
-        for i, panels in enumerate(zip(truth, visible, pasted, strict=True)):
+        frontend: Any = getattr(trained, "frontend", None)
+        for i in range(len(seen[0].truth)):
             title = f"step {step}, validation sample {i + 1}"
-            write_bytes(place / f"step_{step:06d}_{i + 1}.png", montage([p.float().cpu().numpy() for p in panels],
-                        title=title, scaled=isinstance(method.target, Normalized)))  # fmt: skip
+            if frontend is None:
+                rows = [row for view in seen for row in rows_of(view, i, alone=len(seen) == 1)]
+                png = montage(rows, title=title)
+            else:
+                view, note = qc_sounds.without_filling(seen[0], i)
+                row = rows_of(view, i, alone=True)[0]
+                names = ("original", "visible", _named(row, " "))
+                png = qc_sounds.montage(row.panels, names=names, frontend=frontend, title=title + note)
+            write_bytes(place / f"step_{step:06d}_{i + 1}.png", png)
 
     return on_picture
 
 
-def preview(method: Any, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The images, what was visible of them (NaN elsewhere), and the same with guesses filled in: [b c *size] each."""
-    import torch
+@dataclass(frozen=True)
+class Row:
+    """One row of a picture.
 
-    from medmae.core.target import Normalized
-    from medmae.core.tokens import Tokens, take
-
-    was = method.training
-    method.eval()
-    with torch.no_grad():
-        tokens = method.tokenizer(batch)
-        plan = method.plan(batch)
-        guess = method.guess(tokens, plan).to(tokens.content.dtype)
-        if isinstance(method.target, Normalized):
-            mean, divisor = method.target.scale(tokens.content)
-            parts = guess.unflatten(-1, (-1, method.target.channels))
-            guess = (parts * take(divisor, plan.target) + take(mean, plan.target)).flatten(-2)
-    method.train(was)
-    layout, grid = tokens.layout, method.tokenizer.grid
-    nothing = torch.full((), torch.nan, dtype=tokens.content.dtype, device=tokens.content.device)
-    seen = tokens.at(plan.visible).onto(layout, nothing).content
-    answers = Tokens(layout.at(plan.target), guess).onto(layout, nothing).content
-    pasted = torch.where(answers.isnan(), seen, answers)
-    truth, visible, filled = (grid.unpatchify(content) for content in (tokens.content, seen, pasted))
-    return truth, visible, filled
-
-
-def montage(panels: list[np.ndarray], *, title: str, scaled: bool = False) -> bytes:
-    """Original, visible and reconstruction side by side as a PNG; of a clip, some frames below one another.
-
-    Args:
-        panels: three arrays [c *size]; NaN is shown gray. The range of the first is that of all.
-        title: one line above.
+    Attributes:
+        name: what it shows; "" where there is nothing else to tell it from.
+        panels: original, visible, reconstruction: [rows columns] or [rows columns 3] in 0 to 1, NaN where there is
+            nothing to show.
         scaled: the reconstruction has the brightness and contrast of the true patches.
+        labels: the values are classes and not brightness.
     """
+
+    name: str
+    panels: tuple[np.ndarray, ...]
+    scaled: bool
+    labels: bool
+
+
+def rows_of(view: View, sample: int, *, alone: bool) -> list[Row]:
+    """The rows that show one view of a sample: some frames of a clip or volume that is ``alone``, else the middle one.
+
+    None where the sample has no such image. The range of the original is that of all.
+    """
+    if view.present is not None and not bool(view.present[sample]):
+        return []
+    arrays = [part[sample].float().cpu().numpy() for part in (view.truth, view.visible, view.pasted)]
+    low, high = (float(v) for v in np.percentile(arrays[0], [0.5, 99.5]))
+    if view.classes:
+        low, high = 0.0, float(max(1, view.classes - 1))
+    scale = (high - low) or 1.0
+    frames: list[int | None] = [None]
+    if arrays[0].ndim == 4:
+        count = arrays[0].shape[1]
+        frames = [count // 2]
+        if alone:
+            frames = [int(n) for n in np.linspace(0, count - 1, min(_FRAMES, count)).round()]
+    rows = []
+    for frame in frames:
+        flat = [array if frame is None else array[:, frame] for array in arrays]
+        # Three channels are colors; of any other number the first is shown.
+        shown = [(f.transpose(1, 2, 0) if len(f) == 3 else f[0]) for f in flat]
+        panels = tuple(np.clip((part - low) / scale, 0, 1) for part in shown)
+        rows.append(Row("" if alone else view.name, panels, view.scaled, bool(view.classes)))
+    return rows
+
+
+def _named(row: Row, gap: str) -> str:
+    """What stands above a reconstruction."""
+    return "reconstruction" + (gap + "(mean and contrast of true patches)") * row.scaled
+
+
+def montage(rows: Sequence[Row], *, title: str) -> bytes:
+    """Original, visible and reconstruction side by side as a PNG, row by row; ``title`` is one line above."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    known = panels[0]
-    low, high = (float(v) for v in np.percentile(known, [0.5, 99.5]))
-    scale = (high - low) or 1.0
-    frames = [None]
-    if known.ndim == 4:
-        frames = list(np.linspace(0, known.shape[1] - 1, min(_FRAMES, known.shape[1])).round().astype(int))
-    figure = Figure(figsize=(6.6, 0.5 + 2.2 * len(frames)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.6, 0.5 + 2.2 * len(rows)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(frames), len(panels), squeeze=False)
-    note = "reconstruction\n(mean and contrast of true patches)" if scaled else "reconstruction"
-    for number, (row, frame) in enumerate(zip(axes, frames, strict=True)):
-        for ax, panel, name in zip(row, panels, ("original", "visible", note), strict=True):
-            flat = panel if frame is None else panel[:, frame]
-            # Three channels are colors; of any other number the first is shown.
-            flat = flat.transpose(1, 2, 0) if len(flat) == 3 else flat[0]
-            shown = np.clip(np.nan_to_num((flat - low) / scale, nan=_HIDDEN), 0, 1)
-            ax.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            ax.set_axis_off()
-            if number == 0:
+    axes = figure.subplots(len(rows), 3, squeeze=False)
+    for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
+        for ax, panel, name in zip(line, row.panels, ("original", "visible", _named(row, "\n")), strict=True):
+            if row.labels:  # gray must stay free for what was not seen
+                image, colors = np.ma.masked_invalid(panel), "viridis"
+                ax.set_facecolor((_HIDDEN,) * 3)
+            else:
+                image, colors = np.nan_to_num(panel, nan=_HIDDEN), "gray"
+            ax.imshow(image, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
+            ax.set(xticks=[], yticks=[], frame_on=row.labels)
+            if number == 0 or row.scaled != rows[number - 1].scaled:
                 ax.set_title(name, fontsize=8)
+        if row.name:
+            line[0].set_ylabel(row.name, fontsize=8)
     figure.suptitle(title, fontsize=9)
     file = io.BytesIO()
     figure.savefig(file, format="png")

@@ -67,7 +67,7 @@ def run_report(folder: Path) -> Report:
         summary=lines,
         tables=tables,
         curves=(*parts.training_charts(rows), *parts.quality_chart(quality)),
-        pictures=qc_pictures(folder / "qc", caption=_SAMPLES if manifest.get("kind") else _VOLUMES),
+        pictures=qc_pictures(folder / "qc", caption=CAPTIONS.get(str(manifest.get("kind")), _VOLUMES)),
         data_card=_data_card(manifest),
         facts=(*parts.fact_lists(_public(config), title="Settings"), *environment_facts(folder)),
         notes=_notes(folder, finished=finished),
@@ -125,7 +125,16 @@ _VOLUMES = (
     "Columns: truth, what the model saw, its reconstruction (hidden patches filled in), and the error where "
     "patches were hidden. Gray windows come from training samples."
 )
-_SAMPLES = "Columns: the original, what the model saw, and its reconstruction (hidden patches filled in)."
+_FLAT = "Columns: the original, what the model saw, and its reconstruction (hidden patches filled in)."
+CAPTIONS: Mapping[str, str] = {
+    "image": _FLAT,
+    "video": _FLAT,
+    "points": "From left to right: the cloud, the groups that the model saw, and these with its guesses of the hidden "
+    "ones (orange). Near points are strong, far ones pale.",
+    "audio": "From top to bottom: the original, what the model saw, and its reconstruction (hidden patches filled in). "
+    "Time runs to the right, frequency upward; bright is loud.",
+}
+"""What stands below the pictures of data that are no volumes, by their kind."""
 
 
 def qc_pictures(folder: Path, *, most: int = _MOST_PICTURES, caption: str = _VOLUMES) -> tuple[Picture, ...]:

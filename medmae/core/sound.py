@@ -68,6 +68,13 @@ def _mel(hertz: Tensor | float) -> Tensor:
     return 1127.0 * torch.log(1.0 + torch.as_tensor(hertz, dtype=torch.float32) / 700.0)
 
 
+def centers(*, rate: int, bins: int, low: float = 20.0) -> Float[Tensor, " bins"]:
+    """Frequency of the middle of every bin of :func:`log_mel`, in Hertz."""
+    first, last = _mel(low), _mel(rate / 2)
+    middle = first + (last - first) / (bins + 1) * torch.arange(1, bins + 1)
+    return 700.0 * (torch.exp(middle / 1127.0) - 1.0)
+
+
 @lru_cache(maxsize=8)
 def _triangles(rate: int, size: int, bins: int, low: float) -> Float[Tensor, "bins half"]:
     """Weight of every frequency of a spectrum in every bin; triangles are straight in mel and meet at their centers.

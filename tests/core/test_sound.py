@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medmae.core.errors import DataError
-from medmae.core.sound import Frontend, log_mel, mix_waves
+from medmae.core.sound import Frontend, centers, log_mel, mix_waves
 
 RATES = (16000, 22050, 32000, 44100)
 
@@ -116,3 +116,12 @@ def test_mixtures_are_as_loud_as_asked_and_functions_of_the_key() -> None:
         assert min(range(64), key=gains.__getitem__) != i
         assert min(gains) < 1e-4
     assert torch.equal(mix_waves(waves[:1], key[:1], probability=1.0), waves[:1])
+
+
+@pytest.mark.parametrize("hertz", [500.0, 2000.0, 6000.0])
+def test_a_tone_is_loudest_in_the_bin_of_its_frequency(hertz: float) -> None:
+    wave = torch.sin(2 * math.pi * hertz * torch.arange(16000) / 16000)
+    loudest = int(log_mel(wave, rate=16000, bins=64).mean(0).argmax())
+    middle = centers(rate=16000, bins=64)
+    assert loudest == int((middle - hertz).abs().argmin())
+    assert (middle.diff() > 0).all()
