@@ -145,20 +145,20 @@ def _encoder(
     kind = str(data.get("kind") or found.card.kind)
     backbone = Backbone(method, layer=layer, frozen=True).to(pick_device(device)).eval()
     grid = getattr(backbone.tokenizer, "grid", None)
-    axes = 0 if grid is None else len(grid.size)
+    axes, values = (0, 0) if grid is None else (len(grid.size), grid.channels)
     if axes == 3 and kind in KINDS and "kind" not in data and (kind == "image" or data.get("sequences")):
         kind = VOLUME  # a method for images or clips that was pre-trained on a cohort
     if kind != VOLUME:
         return Encoder(name, backbone, config, weights, kind)
     channels = tuple(data.get("sequences") or ()) if stacks(found, config["recipe"]) else ()
-    if stacks(found, config["recipe"]) and (axes != 3 or grid.channels != len(channels)):
+    if stacks(found, config["recipe"]) and (axes != 3 or values != len(channels)):
         raise CheckpointError(
             f"{name} reads the sequences of a patient as channels of one image, and its model folder does not say "
-            f"which they are: {', '.join(channels) or 'none'} under data.sequences, for {getattr(grid, 'channels', 0)} "
+            f"which they are: {', '.join(channels) or 'none'} under data.sequences, for {values} "
             "channel(s). Pre-train it with `medmae pretrain`, which notes them, or use a method that knows sequences "
             "by name"
         )
-    if axes != 3 or (grid.channels != 1 and not channels):
+    if axes != 3 or (values != 1 and not channels):
         raise CheckpointError(f"{name} has no encoder of volumes with one value per voxel and sequence")
     return Encoder(name, backbone, config, weights, kind, channels)
 
