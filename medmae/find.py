@@ -108,7 +108,7 @@ def _frozen(value: Any) -> Any:
 
 def _suggest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(sorted(known))}"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(sorted(known)) or 'none'}"
 
 
 @lru_cache(maxsize=1)

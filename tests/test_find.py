@@ -80,6 +80,11 @@ def test_mistakes_in_a_recipe_are_named(options: dict, match: str) -> None:
         find.find("bm_mae").recipe(**options)
 
 
+def test_a_method_without_presets_says_so() -> None:
+    with pytest.raises(UsageError, match="no preset 'published'; there are: none"):
+        find.find("mae").recipe(preset="published")
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

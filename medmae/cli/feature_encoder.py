@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medmae.transfer.pooling import Features
 
 FOREGROUND, RANDOM, VOLUME = "foreground", "random", "volume"
+_SPECS = (".yaml", ".yml")
 _NAMED = 20  # broken files named in one message
 
 
@@ -185,8 +186,13 @@ def open_data(text: str, encoder: Encoder) -> Items:
         if not encoder.reading:
             say(f"{encoder.name} states no preprocessing: images are only oriented and normalized", style="yellow")
     else:
-        from medmae.data.kinds.listing import list_samples
+        from medmae.data.kinds.listing import list_samples, names_samples
 
+        if Path(text).is_file() and Path(text).suffix.lower() in _SPECS and not names_samples(text, kind=encoder.kind):
+            raise UsageError(
+                f"{text} has no 'kind: {encoder.kind}', so it describes a 3-D cohort, and {encoder.name} reads "
+                f"{encoder.kind} data"
+            )
         source = list_samples(text, kind=encoder.kind)
         known = list(source.samples)
     keys = [case.key for case in known]

@@ -45,7 +45,9 @@ def base(wish: Wish, cohort: Cohort) -> tuple[str, dict[str, Any], dict[str, Any
     recipe = config["recipe"]
     known = recipe.get("sequences")
     if not known or len(recipe.get("size") or ()) != 3:
-        raise CheckpointError(f"{wish.checkpoint} holds {config['method']}, which has no encoder of volumes")
+        raise CheckpointError(
+            f"{wish.checkpoint} holds {config['method']}, which has no encoder of volumes of named sequences"
+        )
     if not set(known) & set(cohort.sequences):
         raise CheckpointError(
             f"{wish.checkpoint} knows {', '.join(known)}, and the cohort has {', '.join(cohort.sequences)}: "

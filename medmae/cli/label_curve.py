@@ -185,7 +185,7 @@ class Model:
 def open_models(folders: Sequence[str | Path], *, device: str, seed: int) -> list[Model]:
     """Load model folders; the word "scratch" is the network of the first one with fresh weights.
 
-    Raises CheckpointError where one has no encoder of volumes, UsageError where one is given twice.
+    Raises CheckpointError where one has no encoder of volumes of named sequences, UsageError where one is given twice.
     """
     import torch
 
@@ -206,8 +206,11 @@ def open_models(folders: Sequence[str | Path], *, device: str, seed: int) -> lis
         path = model_folder(folder)
         loaded = load_model(path)
         grid = getattr(getattr(loaded.method, "tokenizer", None), "grid", None)
-        if not hasattr(loaded.method, "encoder") or grid is None or len(grid.size) != 3:
-            raise CheckpointError(f"{folder} holds {loaded.config['method']}, which has no encoder of volumes")
+        named = "sequences" in loaded.config["recipe"]  # others read sequences as channels, without names
+        if not hasattr(loaded.method, "encoder") or grid is None or len(grid.size) != 3 or not named:
+            raise CheckpointError(
+                f"{folder} holds {loaded.config['method']}, which has no encoder of volumes of named sequences"
+            )
         if not (loaded.config.get("data") or {}).get("preprocess"):
             say(f"{folder} states no preprocessing: images are only oriented to RAS and normalized", style="yellow")
         absolute = path.resolve()

@@ -18,7 +18,7 @@ import typer
 
 from medmae.cli import pretrain_samples
 from medmae.cli.console import emit_json, flags, main_process, say
-from medmae.cli.pretrain_checks import check_sequences, wrong_data
+from medmae.cli.pretrain_checks import check_channels_of, check_sequences, check_window_of, wrong_data
 from medmae.cli.pretrain_kinds import Stacked, count_channels, for_volumes, stacks, window_note
 from medmae.cli.pretrain_layers import Plan, length, merged, normal, wanted_method
 from medmae.cli.pretrain_plans import find_data, from_plans, names_dataset, next_command, opened
@@ -154,6 +154,8 @@ def make_plan(layers: list[tuple[str, dict[str, Any]]], *, init: Path | None = N
     for origin_name, layer in layers:
         check(layer, known, origin=origin_name)
     recipe = found.recipe(**wanted)
+    if init is not None:
+        check_window_of(init)
     recipe |= for_volumes(found, wanted, recipe)
     if "sequences" in recipe and "sequences" not in wanted:
         recipe["sequences"] = None
@@ -200,6 +202,8 @@ def start(
         recipe["sequences"] = list(cohort.sequences)
     stacked = stacks(find(plan.name), recipe)
     if stacked:
+        if init is not None:
+            check_channels_of(init, cohort.sequences)
         recipe["channels"] = count_channels(recipe, cohort.sequences)
         cohort = opened({**data, "require": len(cohort.sequences)})
         say(

@@ -1,8 +1,10 @@
-"""What ``medmae pretrain`` refuses before it opens anything: data settings of the wrong kind, odd sequences."""
+"""What ``medmae pretrain`` refuses before it trains: data settings of the wrong kind, odd sequences, weights to start
+from that know other data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from medmae.cli.console import say
@@ -65,3 +67,31 @@ def check_sequences(wanted: Any, known: Sequence[str]) -> None:
         raise UsageError(f"method.sequences = {list(wanted)}: at least one name, and none twice.")
     if strange := [str(name) for name in wanted if name not in known]:
         say(f"Warning: the cohort ({', '.join(known)}) has no {', '.join(strange)}; the model will not learn it.")
+
+
+def check_window_of(init: Path) -> None:
+    """UsageError where the weights of a model folder are those of flat images, of which no volume can make use."""
+    from medmae.checkpoint import read_config
+
+    size = read_config(init)["recipe"].get("size")
+    if isinstance(size, list) and len(size) == 2:
+        raise UsageError(
+            f"--init {init} was trained on images of {' x '.join(map(str, size))}, and --data names a 3-D cohort: its "
+            "weights do not fit patches of volumes. Leave --init out"
+        )
+
+
+def check_channels_of(init: Path, sequences: Sequence[str]) -> None:
+    """UsageError where a model folder has other sequences as its channels, or in another order.
+
+    Weights know a channel by its place alone: they would load, and take one sequence for another.
+    """
+    from medmae.checkpoint import read_config
+
+    data = read_config(init).get("data") or {}
+    known = data.get("sequences")
+    if known and "kind" not in data and list(known) != list(sequences):
+        raise UsageError(
+            f"--init {init} reads {', '.join(known)} as channels, and the cohort has {', '.join(sequences)}. Give the "
+            "data spec the same 'sequences' in the same order, or leave --init out"
+        )

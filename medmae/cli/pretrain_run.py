@@ -88,12 +88,12 @@ def train(
     from medmae.report.html import write_report
 
     settings = plan.train
-    if resume and out is not None and not (out / "config.yaml").exists():
-        say(f"There is no run in {out} to resume: a new one starts.")
     folder = out or Path("runs") / folder_name(f"{name}-{plan.name}")
     if main_process():
         check_listeners(settings.loggers)
         check_free(folder, resume=resume, overwrite=overwrite)
+    if resume and out is not None and not (out / "config.yaml").exists():
+        say(f"There is no run in {out} to resume: a new one starts.")
     team = Processes(device=settings.device, parallel=settings.parallel)
     try:
         if team.device.type == "cpu":

@@ -181,7 +181,7 @@ def _usable(items: Items, goal: Goal, models: Sequence[Encoder]) -> Items:
         seen = [case for case in known if all(model.can_read(case) for model in models)]
         if lacking := len(known) - len(seen):
             say(
-                f"{lacking} case(s) left aside: a model knows none of their sequences, or lacks a channel",
+                f"{lacking} case(s) left aside: they lack what one of the models reads",
                 style="yellow",
             )
         known = seen

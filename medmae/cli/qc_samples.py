@@ -91,7 +91,7 @@ class Row:
 def rows_of(view: View, sample: int, *, alone: bool) -> list[Row]:
     """The rows that show one view of a sample: some frames of a clip or volume that is ``alone``, else the middle one.
 
-    None where the sample has no such image. The range of the original is that of all.
+    No rows where the sample has no such image. The range of the original is that of all.
     """
     if view.present is not None and not bool(view.present[sample]):
         return []

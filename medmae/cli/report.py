@@ -67,7 +67,7 @@ def run_report(folder: Path) -> Report:
         summary=lines,
         tables=tables,
         curves=(*parts.training_charts(rows), *parts.quality_chart(quality)),
-        pictures=qc_pictures(folder / "qc", caption=CAPTIONS.get(str(manifest.get("kind")), _VOLUMES)),
+        pictures=qc_pictures(folder / "qc", caption=_caption(config, manifest)),
         data_card=_data_card(manifest),
         facts=(*parts.fact_lists(_public(config), title="Settings"), *environment_facts(folder)),
         notes=_notes(folder, finished=finished),
@@ -126,6 +126,10 @@ _VOLUMES = (
     "patches were hidden. Gray windows come from training samples."
 )
 _FLAT = "Columns: the original, what the model saw, and its reconstruction (hidden patches filled in)."
+_STACKED = (
+    f"{_FLAT} Rows: slices along the first axis. Three sequences are shown as red, green and blue; of any other "
+    "number, the first alone."
+)
 CAPTIONS: Mapping[str, str] = {
     "image": _FLAT,
     "video": _FLAT,
@@ -135,6 +139,14 @@ CAPTIONS: Mapping[str, str] = {
     "Time runs to the right, frequency upward; bright is loud.",
 }
 """What stands below the pictures of data that are no volumes, by their kind."""
+
+
+def _caption(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """What stands below the pictures of a run: they are drawn by kind of data, and volumes in two ways."""
+    recipe = config.get("method", {})
+    if manifest.get("kind") or "sequences" in recipe or "channels" not in recipe:
+        return CAPTIONS.get(str(manifest.get("kind")), _VOLUMES)
+    return _STACKED  # a cohort's sequences are channels of one image, which is drawn as images and clips are
 
 
 def qc_pictures(folder: Path, *, most: int = _MOST_PICTURES, caption: str = _VOLUMES) -> tuple[Picture, ...]:

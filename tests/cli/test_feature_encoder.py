@@ -91,7 +91,7 @@ def test_a_row_is_what_the_stack_of_its_sequences_gives(cohort: Path, models, tm
 def test_a_probe_beside_a_method_that_knows_sequences_by_name(cohort: Path, models, tmp_path: Path, capsys) -> None:
     more = ("--against", models["mae_st"], "--against", "random", "--target", "age", "--kind", "linear", "--folds", 2)
     assert call("probe", models["bm_mae"], cohort, tmp_path / "a", *more) == 0
-    assert "1 case(s) left aside: a model knows none of their sequences, or lacks a channel" in capsys.readouterr().err
+    assert "1 case(s) left aside: they lack what one of the models reads" in capsys.readouterr().err
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert [model["name"] for model in summary["about"]["models"]] == ["bm_mae (bm_mae)", "mae_st (mae_st)", "random"]
     assert {row["cases"] for row in summary["summary"]} == {CASES - 1}

@@ -172,3 +172,7 @@ def test_options_stand_where_they_belong(cohort: Path, models: dict[str, Path], 
     flat = save_model(tmp_path / "flat", find("mae").build(**image), name="mae", recipe=image)
     assert call(cohort, flat, tmp_path / "o") == 5
     assert "no encoder of volumes" in capsys.readouterr().err
+    stacked = {**image, "size": [16, 16, 16], "patch": [8, 8, 8], "channels": 4}
+    cube = save_model(tmp_path / "cube", find("mae").build(**stacked), name="mae", recipe=stacked)
+    assert call(cohort, cube, tmp_path / "o") == 5
+    assert "holds mae, which has no encoder of volumes of named sequences" in capsys.readouterr().err

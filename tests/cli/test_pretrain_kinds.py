@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ def test_methods_with_one_entry_get_sequences_as_channels(
     assert loaded.config["data"]["sequences"] == ["t1n", "t2w"]
     assert f"Next: medmae info {out / 'model'}" in said
     assert "It reads volumes with" not in said  # size and patch were said
+    report = (out / "report.html").read_text("utf-8")
+    assert "Columns: the original" in report  # as images are drawn, without errors and windows of training samples
+    assert "slices along the first axis" in report
     assert main(["pretrain", "--resume", "--out", str(out)]) == 0
     table = tmp_path / "features.csv"
     assert main(["embed", "--checkpoint", str(out), "--data", str(cohort), "--out", str(table), "--device", "cpu"]) == 0
@@ -94,6 +98,43 @@ def test_methods_with_one_entry_get_sequences_as_channels(
     assert [line.split(",")[0] for line in table.read_text().splitlines()[1:]] == [f"case{i}" for i in range(1, 6)]
     assert run(cohort, tmp_path / "three", method, *SIZE, *PATCH, *SMALL, "--set", "method.channels=3") == 2
     assert "the cohort has 2 sequences (t1n, t2w)" in capsys.readouterr().err
+
+
+def test_weights_are_not_started_from_where_they_know_other_data(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Channels have places and no names: in another order the weights would load and mean something else."""
+    assert run(cohort, tmp_path / "run", "mae", *SIZE, *PATCH, *SMALL) == 0
+    begin = ("--init", tmp_path / "run")
+    assert run(cohort, tmp_path / "same", "mae", *begin) == 0
+    turned = cohort.with_name("turned.yaml")
+    turned.write_text(cohort.read_text().replace("[t1n, t2w]", "[t2w, t1n]"))
+    fewer = cohort.with_name("fewer.yaml")
+    fewer.write_text(cohort.read_text().replace("[t1n, t2w]", "[t2w]"))
+    capsys.readouterr()
+    for other, names in ((turned, "t2w, t1n"), (fewer, "t2w")):
+        assert run(other, tmp_path / "other", "mae", *begin) == 2
+        assert f"reads t1n, t2w as channels, and the cohort has {names}. Give" in capsys.readouterr().err
+    flat = ["pretrain", "--method", "mae", "--scale", "test", "--data", "toy-image:12", "--steps", "1", "--batch", "2",
+            "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "flat")]  # fmt: skip
+    assert main(flat) == 0
+    assert run(cohort, tmp_path / "other", "mae", "--init", tmp_path / "flat") == 2
+    assert "trained on images of 32 x 32" in capsys.readouterr().err
+    table = str(tmp_path / "features.csv")
+    assert main(["embed", "--checkpoint", str(tmp_path / "flat"), "--data", str(cohort), "--out", table]) == 2
+    assert "so it describes a 3-D cohort, and mae (flat) reads image data" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_weights_of_clips_may_start_a_run_on_volumes(tmp_path: Path) -> None:
+    """What clips call their one entry is no name of a sequence."""
+    from medmae.cli.pretrain_checks import check_channels_of, check_window_of
+
+    about = {"method": "mae_st", "recipe": {"size": [8, 32, 32]}, "data": {"kind": "video", "sequences": ["video"]}}
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, **about}))
+    (tmp_path / "model.safetensors").touch()
+    check_window_of(tmp_path)
+    check_channels_of(tmp_path, ["t1n", "t1c", "t2w"])
 
 
 def test_channels_are_stacked_in_the_order_of_the_sequences() -> None:

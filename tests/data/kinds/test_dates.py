@@ -26,6 +26,7 @@ def test_dates_count_from_2002_and_numbers_stay() -> None:
         [0, 0, 0],
     ]
     assert read_stamps("2004-02-01; 2005-01-01", groups=2, count=1).tolist() == [[2], [3]]
+    assert read_stamps("20040201; 2", groups=2, count=1).tolist() == [[2], [2]]  # a date without dashes is one
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,8 @@ def test_dates_count_from_2002_and_numbers_stay() -> None:
         ("2016-05-03; May", 3, "'2016-05-03; May'"),
         ("1 2; 3 4", 3, "3 number"),
         ("1 2 nan; 3 4 5", 3, "3 number"),
-        ("2016-05-03; 2016-05-04", 4, "4 number"),
+        ("2016-05-03; 2016-05-04", 4, "wanted are 2 times 4 numbers"),  # no date gives four
+        (None, 4, "path and time: 2 times 4 numbers"),
     ],
 )
 def test_what_is_no_date_is_refused(text: str | None, count: int, words: str) -> None:
