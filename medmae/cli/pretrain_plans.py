@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmae.cli.console import say
+from medmae.cli.pretrain_run import features_command
 from medmae.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -295,6 +296,7 @@ def opened(data: Mapping[str, Any]) -> Cohort:
 def next_command(method: Method, folder: Path, data: Mapping[str, Any]) -> str:
     """The command that most will want next."""
     from medmae.core.autoencoder import Autoencoder
+    from medmae.core.target import Content
     from medmae.nets.resenc import CnnEncoder
 
     if any(isinstance(module, CnnEncoder) for module in method.modules()):
@@ -306,5 +308,6 @@ def next_command(method: Method, folder: Path, data: Mapping[str, Any]) -> str:
         if data.get("configuration") not in (None, "3d_fullres"):
             words += ["--configuration", data["configuration"]]
         return f"medmae nnunet export {shlex.join(map(str, words))}"
-    verb = "reconstruct --checkpoint" if isinstance(method, Autoencoder) and len(method.sequences) > 1 else "info"
-    return f"medmae {verb} {shlex.quote(str(folder))}" + (" ..." if verb != "info" else "")
+    if isinstance(method, Autoencoder) and len(method.sequences) > 1 and isinstance(method.target, Content):
+        return f"medmae reconstruct --checkpoint {shlex.quote(str(folder))} ..."
+    return features_command(folder, data["path"], labeled=False)

@@ -7,6 +7,7 @@ folder is known to be free, and the weights are drawn before anything else could
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,3 +136,10 @@ def train(
     except (Requeue, KeyboardInterrupt):
         leave()
         raise
+
+
+def features_command(model: Path, data: str | Path, *, labeled: bool) -> str:
+    """What to do with a model of which features are wanted: probe them where there are classes, or write them down."""
+    verb, result = ("probe", "probe") if labeled else ("embed", "features.csv")
+    words = ["--checkpoint", str(model), "--data", str(data), "--out", str(model.parent / result)]
+    return f"medmae {verb} {shlex.join(words)}"

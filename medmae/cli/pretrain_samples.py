@@ -6,14 +6,13 @@ reads images, given a cohort of volumes it reads volumes (``pretrain_kinds.py``)
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmae.cli.console import flags, main_process, say
 from medmae.cli.pretrain_layers import Layers, Plan, length, merged, normal, wanted_method
-from medmae.cli.pretrain_run import Ready, train
+from medmae.cli.pretrain_run import Ready, features_command, train
 from medmae.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,17 +133,10 @@ def start(
             picture=qc_samples.make_on_picture(source, method, folder, seed=settings.seed)
             or qc_clouds.make_on_picture(source, method, folder, seed=settings.seed),
             probe=probe_of(source, method, settings),
-            after=lambda model: next_command(model, data["path"], labeled=bool(listing.classes)),
+            after=lambda model: features_command(model, data["path"], labeled=bool(listing.classes)),
         )
 
     return train(plan, recipe, prepare, name=listing.name, out=out, resume=resume, overwrite=overwrite, init=init)
-
-
-def next_command(model: Path, data: str, *, labeled: bool) -> str:
-    """What to do with a model: probe it where there are classes, otherwise write its features down."""
-    verb, result = ("probe", "probe") if labeled else ("embed", "features.csv")
-    words = (str(model), str(data), str(model.parent / result))
-    return "medmae {} --checkpoint {} --data {} --out {}".format(verb, *map(shlex.quote, words))
 
 
 def summary(plan: Plan, listing: Listing, source: SampleSource, method: Method, *, world: int) -> list[str]:

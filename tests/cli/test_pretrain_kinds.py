@@ -86,7 +86,7 @@ def test_methods_with_one_entry_get_sequences_as_channels(
     loaded = load_model(out)
     assert loaded.config["recipe"]["channels"] == 2
     assert loaded.config["data"]["sequences"] == ["t1n", "t2w"]
-    assert f"Next: medmae info {out / 'model'}" in said
+    assert f"Next: medmae embed --checkpoint {out / 'model'} --data {cohort}" in said
     assert "It reads volumes with" not in said  # size and patch were said
     report = (out / "report.html").read_text("utf-8")
     assert "Columns: the original" in report  # as images are drawn, without errors and windows of training samples
