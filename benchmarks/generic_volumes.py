@@ -88,7 +88,7 @@ def train(name: str, spec: Path, out: Path, *, steps: int, batch: int, network: 
     settings = {
         **{f"method.{key}": value for key, value in values.items()},
         **{f"data.split.{part}": share for part, share in SHARES.items()},
-        "train.lr": 1e-3, "data.tier": "memory", "data.foreground_share": 0.0, "train.picture_every": 0,
+        "train.lr": 5e-4, "data.tier": "memory", "data.foreground_share": 0.0, "train.picture_every": 0,
         "train.validate_every": 0, "train.checkpoint_every": 0,
     }  # fmt: skip
     done, told = out / "benchmark.json", {"words": [str(w) for w in words], "settings": settings}
