@@ -96,15 +96,9 @@ def scenes(method: Any, batch: Batch) -> list[Scene]:
     """Every cloud of a batch under the plan that the method draws for it, as it is in evaluation."""
     import torch
 
-    was = method.training
-    method.eval()
-    try:
-        with torch.no_grad():
-            tokens = method.tokenizer(batch)
-            plan = method.plan(batch)
-            guess = method.guess(tokens, plan).float()
-    finally:
-        method.train(was)
+    from medmae.cli.qc_views import answered
+
+    tokens, plan, guess = answered(method, batch)
     ragged = tokens.layout.ragged or plan.ragged
     seen, asked = tokens.at(plan.visible, ragged=ragged), tokens.layout.at(plan.target, ragged=ragged)
     known = seen.content + seen.layout.coords[:, :, None]

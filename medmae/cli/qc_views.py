@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from medmae.core.grid import Grid
-    from medmae.core.tokens import Batch, Tokens
+    from medmae.core.tokens import Batch, MaskPlan, Tokens
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,23 @@ def parts_of(method: nn.Module) -> list[_Part]:
     return [_Part(name, tokenizer.grid, slice(None), target) for name in tokenizer.names]
 
 
+def answered(method: Any, batch: Batch) -> tuple[Tokens, MaskPlan, Tensor]:
+    """The tokens of a batch, the plan that a method draws for it and its guesses, all as in evaluation.
+
+    The method is left in the mode that it was in.
+    """
+    import torch
+
+    was = method.training
+    method.eval()
+    try:
+        with torch.no_grad():
+            tokens, plan = method.tokenizer(batch), method.plan(batch)
+            return tokens, plan, method.guess(tokens, plan).to(tokens.content.dtype)
+    finally:
+        method.train(was)
+
+
 def views(method: Any, batch: Batch) -> list[View]:
     """Every view of a batch, under the plan that the method draws for it; none where :func:`parts_of` finds none."""
     import torch
@@ -89,15 +106,7 @@ def views(method: Any, batch: Batch) -> list[View]:
     parts = parts_of(method)
     if not parts:
         return []
-    was = method.training
-    method.eval()
-    try:
-        with torch.no_grad():
-            tokens = method.tokenizer(batch)
-            plan = method.plan(batch)
-            guess = method.guess(tokens, plan).to(tokens.content.dtype)
-    finally:
-        method.train(was)
+    tokens, plan, guess = answered(method, batch)
     layout, ragged = tokens.layout, tokens.layout.ragged or plan.ragged
     nothing = torch.full((), torch.nan, dtype=tokens.content.dtype, device=tokens.content.device)
     seen = tokens.at(plan.visible, ragged=ragged).onto(layout, nothing).content
