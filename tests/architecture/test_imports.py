@@ -155,6 +155,16 @@ def test_files_are_short_named_and_documented(path: Path) -> None:
     assert bare == [], f"{name_of(path)}: no docstring on {', '.join(bare)}"
 
 
+@pytest.mark.parametrize("kind", ["image", "video", "points", "audio"])
+def test_a_method_of_a_sibling_kind_states_only_what_is_different(kind: str) -> None:
+    """What more than one method needs belongs into ``nets`` or ``core``, its words into the glossary."""
+    methods = [path for path in (PACKAGE / kind).glob("*.py") if "\nCARD = Card(" in path.read_text("utf-8")]
+    assert methods
+    for path in methods:
+        lines = len(path.read_text("utf-8").splitlines())
+        assert lines <= 150, f"{path.name} has {lines} lines"
+
+
 def test_every_folder_of_the_package_is_a_package() -> None:
     folders = {path.parent for path in FILES} - set(NOT_A_PACKAGE)
     assert [name_of(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
