@@ -9,7 +9,7 @@ hidden.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,34 @@ def make_on_picture(
             state["batch"] = fixed_batch(source, device=device, seed=seed, samples=samples)
             state["known"] = _training_values(source, device=device, seed=seed)
         draw(step, trained, state["batch"], state["known"], folder=Path(folder) / "qc", orientation=orientation)
+
+    return on_picture
+
+
+def sample_pictures(
+    source: Source,
+    folder: str | Path,
+    drawn: Callable[[nn.Module, Any, str], Iterable[bytes | None]],
+    *,
+    seed: int,
+    samples: int,
+) -> Callable[[int, nn.Module], None]:
+    """A callback ``on_picture(step, method)`` that writes ``qc/step_000100_1.png``, one picture per sample.
+
+    ``drawn(method, batch, title)`` gives them in the order of the batch, which is the same at every step; None where
+    there is nothing to see. The title has ``{}`` where the number of the sample belongs.
+    """
+    batch: list[dict[str, Tensor]] = []
+
+    def on_picture(step: int, trained: nn.Module) -> None:
+        if not batch:
+            device = next(trained.parameters()).device
+            batch.append(fixed_batch(source, device=device, seed=seed, samples=samples))
+        place = Path(folder) / "qc"
+        place.mkdir(parents=True, exist_ok=True)
+        for i, png in enumerate(drawn(trained, batch[0], f"step {step}, validation sample {{}}"), 1):
+            if png is not None:
+                write_bytes(place / f"step_{step:06d}_{i}.png", png)
 
     return on_picture
 

@@ -8,15 +8,13 @@ pictures of two steps can be laid on one another.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-
-from medmae.atomic import write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,24 +40,16 @@ def make_on_picture(
     It writes ``qc/step_000100_1.png``, one picture per sample. None for methods that do not predict the points of
     groups. The arguments are those of :func:`medmae.cli.qc.make_on_picture`.
     """
-    from medmae.cli.qc import fixed_batch
+    from medmae.cli.qc import sample_pictures
 
     if not draws_points(method):
         return None
-    state: dict[str, Any] = {}
 
-    def on_picture(step: int, trained: nn.Module) -> None:
-        if "batch" not in state:
-            device = next(trained.parameters()).device
-            state["batch"] = fixed_batch(source, device=device, seed=seed, samples=samples)
-        place = Path(folder) / "qc"
-        place.mkdir(parents=True, exist_ok=True)
-        for i, scene in enumerate(scenes(trained, state["batch"])):
-            if len(scene.cloud):
-                png = draw(scene, title=f"step {step}, validation sample {i + 1}")
-                write_bytes(place / f"step_{step:06d}_{i + 1}.png", png)
+    def drawn(trained: nn.Module, batch: Batch, title: str) -> Iterator[bytes | None]:
+        for i, scene in enumerate(scenes(trained, batch), 1):
+            yield draw(scene, title=title.format(i)) if len(scene.cloud) else None
 
-    return on_picture
+    return sample_pictures(source, folder, drawn, seed=seed, samples=samples)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,12 @@ brightness and contrast: its guesses are shown with those of the true patch, and
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from medmae.atomic import write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,34 +38,26 @@ def make_on_picture(
     :func:`medmae.cli.qc.make_on_picture`.
     """
     from medmae.cli import qc_sounds
-    from medmae.cli.qc import fixed_batch
+    from medmae.cli.qc import sample_pictures
     from medmae.cli.qc_views import parts_of, views
 
     if not parts_of(method):
         return None
-    state: dict[str, Any] = {}
 
-    def on_picture(step: int, trained: nn.Module) -> None:
-        if "batch" not in state:
-            device = next(trained.parameters()).device
-            state["batch"] = fixed_batch(source, device=device, seed=seed, samples=samples)
-        seen = views(trained, state["batch"])
-        place = Path(folder) / "qc"
-        place.mkdir(parents=True, exist_ok=True)
+    def drawn(trained: nn.Module, batch: Any, title: str) -> Iterator[bytes]:
+        seen = views(trained, batch)
         frontend: Any = getattr(trained, "frontend", None)
         for i in range(len(seen[0].truth)):
-            title = f"step {step}, validation sample {i + 1}"
             if frontend is None:
                 rows = [row for view in seen for row in rows_of(view, i, alone=len(seen) == 1)]
-                png = montage(rows, title=title)
+                yield montage(rows, title=title.format(i + 1))
             else:
                 view, note = qc_sounds.without_filling(seen[0], i)
                 row = rows_of(view, i, alone=True)[0]
                 names = ("original", "visible", _named(row, " "))
-                png = qc_sounds.montage(row.panels, names=names, frontend=frontend, title=title + note)
-            write_bytes(place / f"step_{step:06d}_{i + 1}.png", png)
+                yield qc_sounds.montage(row.panels, names=names, frontend=frontend, title=title.format(i + 1) + note)
 
-    return on_picture
+    return sample_pictures(source, folder, drawn, seed=seed, samples=samples)
 
 
 @dataclass(frozen=True)
