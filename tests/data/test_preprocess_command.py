@@ -99,29 +99,27 @@ def test_stopped_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
     def start(cache: Path) -> subprocess.Popen[bytes]:
         line = ["data", "preprocess", "--data", spec, "--cache", cache, "--workers", 2]
         return subprocess.Popen(
-            [sys.executable, "-m", "medmae", *map(str, line)], stderr=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "medmae", *map(str, line)],
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            # Whoever runs tests in the background of a shell hands on that SIGINT is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def entries(cache: Path) -> list[Path]:
         return [path for path in cache.glob("*") if path.is_dir() and not path.name.startswith(".")]
 
-    def stopped(how: str) -> tuple[Path, subprocess.Popen[bytes], list[int], str]:
-        for attempt in range(5):  # a busy machine may be done before anyone looks
-            cache = tmp_path / f"{how}{attempt}"
-            process = start(cache)
-            _until(lambda cache=cache: len(entries(cache)) >= 2)
-            below = _children(process.pid)
-            if how == "interrupt":
-                os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: every process of the terminal gets it
-            elif how == "kill" or below:
-                os.kill(process.pid if how == "kill" else max(below), signal.SIGKILL)
-            said = process.communicate(timeout=60)[1].decode()
-            if (how == "worker" and below) or process.returncode != 0:
-                break
-        return cache, process, below, said
-
     for how in ("interrupt", "kill", "worker"):
-        cache, process, below, said = stopped(how)
+        cache = tmp_path / how
+        process = start(cache)
+        _until(lambda cache=cache: len(entries(cache)) >= 2)
+        below = _children(process.pid)
+        assert below
+        if how == "interrupt":
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: every process of the terminal gets it
+        else:
+            os.kill(process.pid if how == "kill" else max(below), signal.SIGKILL)
+        said = process.communicate(timeout=60)[1].decode()
         assert process.returncode == {"interrupt": 130, "kill": -signal.SIGKILL, "worker": 0}[how], said
         if how == "interrupt":
             assert said.strip().endswith("medmae: interrupted")
