@@ -37,3 +37,10 @@ def test_one_file_of_any_kind_is_something(name: str, tmp_path: Path) -> None:
 def test_an_empty_folder_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     assert "an empty folder" in str(nothing_in(tmp_path))
+
+
+def test_series_of_dicom_files_need_no_ending(tmp_path: Path) -> None:
+    series = tmp_path / "case" / "t1n"
+    series.mkdir(parents=True)
+    (series / "IM0001").write_bytes(bytes(128) + b"DICM")
+    assert nothing_in(tmp_path) is None
