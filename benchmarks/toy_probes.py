@@ -6,10 +6,10 @@ Three arms share the network, the samples, the number of steps, the batch, the o
 
 - *random*: the network before its first step (batch norms, where it has some, have seen the data);
 - *pre-trained*: ``medmae.engine`` on the training part, without labels;
-- *supervised*, for the first seed only, as a ceiling: the same encoder, readout, a layer norm and a linear map,
+- *supervised*, for the first seed only, as a ceiling: the same encoder and mean, a layer norm and a linear map,
   trained by cross-entropy on the labels of the same samples.
 
-Of the first two a logistic regression on frozen features (read off the places as ``SETUPS`` says) is learned from the
+Of the first two a logistic regression on frozen features (the mean over places) is learned from the
 training part with its labels, its penalty chosen on the validation part; of the third the trained head answers. All are
 scored on the test part, which nothing was trained or chosen on. A seed draws the weights, the order of samples, the
 crops and the masks; the data are the same for all seeds. Settings of every method are in ``SETUPS`` below; samples are
@@ -52,8 +52,6 @@ class Setup:
         supervised_lr: the same of supervised training.
         reading: how samples are varied; the same for both trainings.
         samples: that are made; six tenths train, one validates, three test.
-        readout: of places, in all arms: ``mean``, or ``spread``: their mean, deviation and largest value.
-        layer: of the encoder that is read in all arms; None: the last.
     """
 
     kind: str
@@ -64,8 +62,6 @@ class Setup:
     supervised_lr: float = 1e-3
     reading: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 3000
-    readout: str = "mean"
-    layer: int | None = None
 
 
 # Grounds of toy images and videos are smooth: normalized per patch, their noise would be most of the target.
@@ -171,18 +167,7 @@ def train(module: Any, source: Any, setup: Setup, *, lr: float, seed: int) -> fl
     return time.perf_counter() - begin
 
 
-def read(backbone: Any, batch: Any, readout: str) -> Any:
-    """One vector per sample; nothing of a toy is missing, so every place counts alike."""
-    import torch
-
-    features = backbone(batch)
-    if readout == "mean":
-        return features.pooled("mean")
-    values = features.values
-    return torch.cat([values.mean(1), values.std(1), values.amax(1)], 1)
-
-
-def supervised(method: Any, classes: int, setup: Setup) -> Any:
+def supervised(method: Any, classes: int) -> Any:
     """A classifier on what is read off the method's encoder, as something that the engine trains."""
     import torch
     from torch import nn
@@ -193,13 +178,13 @@ def supervised(method: Any, classes: int, setup: Setup) -> Any:
     class Supervised(Method):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone = Backbone(method, layer=setup.layer)
+            self.backbone = Backbone(method)
             self.sequences = self.backbone.sequences
-            width = self.backbone.width * (1 if setup.readout == "mean" else 3)
+            width = self.backbone.width
             self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
         def answer(self, batch: Any) -> Any:
-            return self.head(read(self.backbone, batch, setup.readout))
+            return self.head(self.backbone(batch).pooled("mean"))
 
         def forward(self, batch: Any) -> dict[str, Any]:
             return {"cross_entropy": torch.nn.functional.cross_entropy(self.answer(batch), batch["target_class"])}
@@ -221,13 +206,13 @@ def seen(source: Any, at: Any, *, batch: int = 64) -> tuple[Any, list[str], list
     return np.concatenate(rows), [s.label for s in samples], [parts[s.key] for s in samples]
 
 
-def probe(method: Any, source: Any, setup: Setup, *, seed: int) -> Any:
+def probe(method: Any, source: Any, *, seed: int) -> Any:
     """A logistic regression on the frozen features of a method."""
     from medmae.transfer.backbone import Backbone
     from medmae.transfer.probing import linear_probe
 
-    backbone = Backbone(method, layer=setup.layer).eval()
-    values, labels, parts = seen(source, lambda batch: read(backbone, batch, setup.readout))
+    backbone = Backbone(method).eval()
+    values, labels, parts = seen(source, lambda batch: backbone(batch).pooled("mean"))
     names = [sample.subject for sample in source.listing.samples]
     return linear_probe(values, labels, names, parts=parts, seed=seed, metric="accuracy")
 
@@ -251,7 +236,7 @@ def taught(name: str, setup: Setup, *, seed: int, source: Any) -> tuple[float, f
     import numpy as np
 
     classes = source.listing.classes
-    told: Any = supervised(fresh(name, setup, seed), len(classes), setup)
+    told: Any = supervised(fresh(name, setup, seed), len(classes))
     seconds = train(told, source, setup, lr=setup.supervised_lr, seed=seed)
     told.eval()
     logits, labels, parts = seen(source, told.answer)
@@ -266,11 +251,11 @@ def run(name: str, setup: Setup, *, seed: int, source: Any, ceiling: bool) -> di
     """
     blank = fresh(name, setup, seed)
     settle_norms(blank, source)
-    before = probe(blank, source, setup, seed=seed)
+    before = probe(blank, source, seed=seed)
 
     trained = fresh(name, setup, seed)
     seconds = {"pre-trained": train(trained, source, setup, lr=setup.lr, seed=seed)}
-    after = probe(trained, source, setup, seed=seed)
+    after = probe(trained, source, seed=seed)
 
     accuracy = {arm: each.scores["accuracy"].mean for arm, each in (("random", before), ("pre-trained", after))}
     if ceiling:
@@ -339,7 +324,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--quick", action="store_true", help="ten steps of 120 samples, to try this script out")
     parser.add_argument("--steps", type=int, help="in place of each method's own")
-    parser.add_argument("--readout", choices=("mean", "spread"), help="in place of each method's own")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "toy_probes.json")
     options = parser.parse_args()
@@ -361,8 +345,6 @@ def main() -> None:
             setup = dataclasses.replace(setup, steps=10, samples=120)
         if options.steps:
             setup = dataclasses.replace(setup, steps=options.steps)
-        if options.readout:
-            setup = dataclasses.replace(setup, readout=options.readout)
         told["setups"][name] = dataclasses.asdict(setup)
         source = source_of(name, setup)
         for seed in options.seeds:
